@@ -1,0 +1,1 @@
+"""The Ray stages of VideoCLIP and the command that runs them."""

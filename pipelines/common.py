@@ -1,0 +1,167 @@
+"""What the stages share: a quiet Ray, run folders that say what made them, quarantine lists, metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from videoclip.errors import InputError
+from videoclip.files import read_json_lines, write_json, write_json_lines
+
+PACKAGES = ("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "pyarrow", "av", "pytorchvideo")
+QUARANTINE = "quarantine.jsonl"
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Join the Ray cluster at `address`, or start one on this machine and stop it afterwards.
+
+    Inside another session (the demo runs several stages in one) nothing is started or stopped.
+    Raises InputError if the cluster cannot be reached.
+    """
+    # Set before ray is imported, in this process and so in its children.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Workers must find these packages also when they run from a source tree that is not installed.
+    paths = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {"env_vars": {"PYTHONPATH": paths.rstrip(os.pathsep), "PYTHONWARNINGS": "ignore"}}
+    try:
+        if address:
+            ray.init(address=address, runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}}, **quiet)
+        else:
+            ray.init(
+                include_dashboard=False,
+                object_store_memory=512 * 2**20,
+                runtime_env=environment,
+                **quiet,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"no Ray cluster at {address or 'this machine'}: {reason}") from None
+    # Ray Data and Ray Train announce every step; the stages have their own progress. They set their loggers up when
+    # they are imported, so the levels are lowered after that.
+    import ray.data
+    import ray.train
+
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_processors() -> int:
+    """How many CPUs the Ray session has, at least one."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def start_run(folder: Path, stage: str, config: Any) -> None:
+    """Write `<stage>.json` into a run folder: the resolved configuration and the versions that matter."""
+    versions = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    write_json(Path(folder) / f"{stage}.json", {"configuration": as_json(config), "versions": versions})
+
+
+def as_json(value: Any) -> Any:
+    """A dataclass and everything in it as JSON values; paths become strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: as_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class Quarantine:
+    """The list of what could not be used and why, kept in `quarantine.jsonl` and counted for the summary."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder) / QUARANTINE
+        self.rows: list[dict[str, Any]] = read_json_lines(self.path) if self.path.exists() else []
+        self._known = {(row.get("video_id"), row.get("reason")) for row in self.rows}
+
+    def add(self, video_id: str, reason: str, what: str = "video") -> None:
+        """Note one item, once, however often a run is repeated. `what` is left out: video, file or captions."""
+        if (video_id, reason) not in self._known:
+            self._known.add((video_id, reason))
+            self.rows.append({"video_id": video_id, "what": what, "reason": reason})
+
+    def save(self) -> None:
+        """Write the list, if there is anything in it."""
+        if self.rows:
+            write_json_lines(self.path, self.rows)
+
+    def video_ids(self) -> set[str]:
+        """Ids of the videos that are left out as a whole."""
+        return {row["video_id"] for row in self.rows if row["what"] == "video"}
+
+    def summary(self) -> str:
+        """One clause for the end of a run, for instance `3 in quarantine (quarantine.jsonl)`."""
+        return f"{len(self.rows)} in quarantine ({self.path})" if self.rows else "none in quarantine"
+
+
+class Metrics:
+    """Append metrics to `metrics.jsonl` and to TensorBoard events, one object a step."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Rows of steps from `first_step` on, left by a run that was killed after its last checkpoint, are dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = Path(folder) / "metrics.jsonl"
+        rows = read_json_lines(self.path) if self.path.exists() else []
+        write_json_lines(self.path, [row for row in rows if row["step"] < first_step])
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=first_step)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Write one row; `values` by name."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._writer.close()
+
+
+class Stopwatch:
+    """Seconds spent in named stretches of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time of the block to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start

@@ -1,0 +1,183 @@
+"""Overlapping positives (VideoCLIP, section 3.2): which seconds and which words make a training pair.
+
+A text clip is a run of consecutive captions within a budget of words. A time inside its span is drawn, and a video
+clip of random length is grown around it. The two overlap in time but need not start or end together, because
+narrators speak before or after what they show.
+
+All pairs of a batch are drawn together with a few array operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from videoclip.data.shards import Shards
+from videoclip.data.words import CaptionWords, WordTokenizer
+from videoclip.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """How pairs are drawn. The defaults are the public release's pretraining configuration."""
+
+    positives: str = "overlap"
+    """`overlap` as in the paper, or `exact`: the video clip is the span of the text clip's captions."""
+    clips_per_video: int = 16
+    min_words: int = 8
+    """A text clip's word budget is uniform in [min_words, max_words]; a longer single caption is cut."""
+    max_words: int = 64
+    min_seconds: int = 3
+    """A video clip's length is uniform in [min_seconds, max_seconds]."""
+    max_seconds: int = 32
+
+    def __post_init__(self) -> None:
+        if self.positives not in ("overlap", "exact"):
+            raise InputError(f"positives must be 'overlap' or 'exact', not {self.positives!r}")
+        if not 1 <= self.min_words <= self.max_words or not 1 <= self.min_seconds <= self.max_seconds:
+            raise InputError("clip lengths must be positive, and a minimum at most its maximum")
+        if self.clips_per_video < 1:
+            raise InputError("clips_per_video must be at least 1")
+
+
+@dataclass(frozen=True)
+class ClipPairs:
+    """Where P pairs lie. Seconds and captions count from the start of their own video; all int64 [P].
+
+    Pair p joins the seconds [a, b) with the captions [i, j), cut to `words` words, of the video at place `video` in
+    the list that was sampled from.
+    """
+
+    video: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    i: np.ndarray
+    j: np.ndarray
+    words: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """P pairs, concatenated without padding.
+
+    `video_tokens` float16 [sum of video_lengths, D]; `word_ids` int32 [sum of word_lengths], each text
+    `[CLS] … [SEP]`; `video_lengths`, `word_lengths`, and `video` (a pair's row in the shards) int64 [P].
+    """
+
+    video_tokens: np.ndarray
+    video_lengths: np.ndarray
+    word_ids: np.ndarray
+    word_lengths: np.ndarray
+    video: np.ndarray
+
+
+def sample_pairs(
+    starts: np.ndarray,
+    ends: np.ndarray,
+    words: np.ndarray,
+    captions: np.ndarray,
+    seconds: np.ndarray,
+    config: ClipConfig,
+    generator: np.random.Generator,
+) -> ClipPairs:
+    """Draw `clips_per_video` pairs from each of V videos.
+
+    `starts`, `ends` (float [C], seconds) and `words` (int [C], words a caption) describe all captions of the videos,
+    one video after the other; `captions` and `seconds` (int [V]) count those of each video, both at least 1.
+    """
+    video = np.repeat(np.arange(len(captions)), config.clips_per_video)
+    first = (np.cumsum(captions) - captions)[video]
+    last = first + captions[video] - 1
+    i = j = first + (generator.random(len(video)) * captions[video]).astype(np.int64)
+    budget = generator.integers(config.min_words, config.max_words + 1, len(video))
+    total = words[i]
+    growing = np.ones(len(video), bool)
+    while growing.any():
+        forward = generator.random(len(video)) < 0.5
+        forward = np.where(j == last, False, np.where(i == first, True, forward))
+        candidate = np.clip(np.where(forward, j + 1, i - 1), first, last)
+        growing &= ~((i == first) & (j == last)) & (total + words[candidate] <= budget)
+        total = total + np.where(growing, words[candidate], 0)
+        i, j = np.where(growing & ~forward, candidate, i), np.where(growing & forward, candidate, j)
+    begin, finish = starts[i].astype(np.float64), _latest_end(ends, i, j)
+    a, b = _video_clips(begin, finish, seconds[video], config, generator)
+    return ClipPairs(video, a, b, i - first, j - first + 1, np.minimum(total, budget))
+
+
+def _latest_end(ends: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """The latest end among captions i … j: captions are sorted by start, but a long one may end after its successors."""
+    bounds = np.stack([i, j + 1], 1).ravel()
+    padded = np.append(ends, -np.inf)  # reduceat wants every bound to be an index
+    return np.maximum.reduceat(padded, bounds)[::2].astype(np.float64)
+
+
+def _video_clips(
+    begin: np.ndarray, finish: np.ndarray, seconds: np.ndarray, config: ClipConfig, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds [a, b) of each pair, inside its video, that overlap the text clip's span [begin, finish)."""
+    if config.positives == "exact":
+        a = np.clip(np.floor(begin).astype(np.int64), 0, seconds - 1)
+        b = np.clip(np.ceil(finish).astype(np.int64), a + 1, seconds)
+        return a, np.minimum(b, a + config.max_seconds)
+    # Captions may outlast the last token row by a fraction of a second; the centre may not.
+    centre = begin + generator.random(len(begin)) * (finish - begin)
+    centre = np.clip(np.floor(centre).astype(np.int64), 0, seconds - 1)
+    length = generator.integers(config.min_seconds, config.max_seconds + 1, len(begin))
+    length = np.minimum(length, seconds)
+    a = np.clip(centre - length // 2, 0, seconds - length)
+    return a, a + length
+
+
+class ClipSampler:
+    """Draws batches of pairs from shards. Rows of videos without captions cannot be sampled; see `usable_rows`."""
+
+    def __init__(self, shards: Shards, tokenizer: WordTokenizer, config: ClipConfig, cache: Path) -> None:
+        """`cache` is a folder for the captions' word ids, made on first use."""
+        self.shards = shards
+        self.config = config
+        self.cls_id, self.sep_id = tokenizer.cls_id, tokenizer.sep_id
+        self._words = CaptionWords(shards, tokenizer, cache)
+
+    def usable_rows(self) -> np.ndarray:
+        """int64 [N]: rows of the videos that have at least one caption of at least one word."""
+        usable = []
+        for reader, (_, offsets), first in zip(self.shards.parts, self._words.parts, self.shards.first_rows):
+            words = offsets[reader.caption_offsets]
+            usable.append(first + np.flatnonzero(np.diff(words) > 0))
+        return np.concatenate(usable)
+
+    def batch(self, rows: np.ndarray, generator: np.random.Generator) -> ClipBatch:
+        """Pairs from the videos at `rows` (int64 [V]), `clips_per_video` of each, in that order."""
+        places = [self.shards.locate(int(row)) for row in rows]
+        bounds = [self.shards.parts[p].caption_offsets[r : r + 2] for p, r in places]
+        parts = [self.shards.parts[p] for p, _ in places]
+        captions = np.array([last - first for first, last in bounds], np.int64)
+        seconds = np.array([part.token_offsets[r + 1] - part.token_offsets[r] for part, (_, r) in zip(parts, places)])
+        starts = np.concatenate([part.caption_start[f:l] for part, (f, l) in zip(parts, bounds)])
+        ends = np.concatenate([part.caption_end[f:l] for part, (f, l) in zip(parts, bounds)])
+        word_offsets = [self._words.parts[p][1][f : l + 1] for (p, _), (f, l) in zip(places, bounds)]
+        words = np.concatenate([np.diff(offsets) for offsets in word_offsets])
+        pairs = sample_pairs(starts, ends, words, captions, seconds, self.config, generator)
+
+        tokens, texts = [], []
+        for v, a, b, i, count in zip(*(column.tolist() for column in (pairs.video, pairs.a, pairs.b, pairs.i, pairs.words))):
+            part, first = parts[v], int(parts[v].token_offsets[places[v][1]])
+            tokens.append(part.flat_tokens[first + a : first + b])
+            begin = int(word_offsets[v][i])
+            texts.append(self._words.parts[places[v][0]][0][begin : begin + count])
+        return ClipBatch(
+            np.concatenate(tokens), pairs.b - pairs.a, *self._with_special_words(texts, pairs.words), rows[pairs.video]
+        )
+
+    def _with_special_words(self, texts: list[np.ndarray], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Concatenate texts as `[CLS] … [SEP]`: ids int32 and lengths int64."""
+        lengths = counts + 2
+        ends = np.cumsum(lengths)
+        ids = np.empty(ends[-1], np.int32)
+        special = np.zeros(len(ids), bool)
+        special[ends - lengths] = special[ends - 1] = True
+        ids[ends - lengths], ids[ends - 1] = self.cls_id, self.sep_id
+        ids[~special] = np.concatenate(texts)
+        return ids, lengths

@@ -1,0 +1,279 @@
+"""Videos as tokens on disk: Arrow IPC files that are memory-mapped and read without copying.
+
+A folder of shards holds `part-00000.arrow` …, `manifest.json`, the frozen encoder that made the tokens
+(`video_encoder.json` and `.safetensors`) and `quarantine.jsonl`, the videos that could not be used and why.
+One row of a part is one video: `video_id`, `duration` in seconds, `tokens` float16 [T, D] (one row a second), and
+its captions. A part is written once, under a temporary name, synced and renamed; then the manifest names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videoclip.data.captions import Captions
+from videoclip.errors import InputError
+from videoclip.files import atomic_path, read_json, sha256, write_json
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """One video: `duration` in seconds, `tokens` float16 [T, D], row t covers seconds [t, t + 1)."""
+
+    video_id: str
+    duration: float
+    tokens: np.ndarray
+    captions: Captions
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the manifest says of one Arrow file. `seconds` is its number of token rows."""
+
+    name: str
+    videos: int
+    seconds: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """`manifest.json`: which encoder made these tokens, and every finished part."""
+
+    encoder: str
+    fingerprint: str
+    dimension: int
+    tokens_per_second: int = 1
+    schema_version: int = SCHEMA_VERSION
+    complete: bool = False
+    parts: list[Part] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises InputError if the folder holds no manifest, or one of another form or version."""
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise InputError(f"{folder}: holds no {MANIFEST}; is this a folder that `videoclip extract` wrote?")
+        values = read_json(path)
+        try:
+            if values["schema_version"] != SCHEMA_VERSION:
+                raise InputError(f"{path}: schema version {values['schema_version']}, this reads {SCHEMA_VERSION}")
+            return cls(**{**values, "parts": [Part(**part) for part in values["parts"]]})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a manifest of shards ({error})") from None
+
+    def write(self, folder: Path) -> None:
+        """Write atomically into `folder`."""
+        write_json(Path(folder) / MANIFEST, asdict(self))
+
+
+class ShardWriter:
+    """Append videos; every `videos_per_part` of them become a part that is never written again.
+
+    `manifest` describes the encoder. If `folder` already has an unfinished manifest of the same encoder, writing
+    goes on after its last part.
+
+    Raises InputError if the folder holds the tokens of another encoder, or is complete.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, videos_per_part: int = 256) -> None:
+        self.folder = Path(folder)
+        self.videos_per_part = videos_per_part
+        self.manifest = manifest
+        self._waiting: list[VideoRecord] = []
+        if (self.folder / MANIFEST).exists():
+            self.manifest = Manifest.read(self.folder)
+            check_encoder(self.manifest, manifest.fingerprint, manifest.encoder, self.folder)
+        else:
+            self.manifest.write(self.folder)
+
+    def add(self, record: VideoRecord) -> None:
+        """Take one video.
+
+        Raises InputError if its tokens have the wrong width, no row, or values that are not finite.
+        """
+        check_tokens(record.tokens, self.manifest.dimension, record.video_id)
+        self._waiting.append(record)
+        if len(self._waiting) == self.videos_per_part:
+            self._write_part()
+
+    def close(self) -> Manifest:
+        """Write what is left and mark the folder complete."""
+        if self._waiting:
+            self._write_part()
+        self.manifest.complete = True
+        self.manifest.write(self.folder)
+        return self.manifest
+
+    def _write_part(self) -> None:
+        import pyarrow as pa
+
+        name = f"part-{len(self.manifest.parts):05d}.arrow"
+        batch = _to_arrow(self._waiting, self.manifest.dimension)
+        with atomic_path(self.folder / name) as temporary:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            digest, size = sha256(temporary), temporary.stat().st_size
+        seconds = sum(len(record.tokens) for record in self._waiting)
+        self.manifest.parts.append(Part(name, len(self._waiting), seconds, size, digest))
+        self.manifest.write(self.folder)
+        self._waiting = []
+
+
+class Shards:
+    """Read-only view of a folder of shards: rows are videos, counted through all parts.
+
+    Opening reads the manifest and maps the files; tokens are read when they are touched.
+    Raises InputError if a part is missing or disagrees with the manifest (with `verify`, also by checksum).
+    """
+
+    def __init__(self, folder: Path, verify: bool = False) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        if not self.manifest.parts:
+            raise InputError(f"{self.folder}: holds no finished part yet; run `videoclip extract` to the end")
+        for part in self.manifest.parts:
+            check_part(self.folder, part, verify)
+        self.parts = [PartReader(self.folder / part.name, self.manifest.dimension) for part in self.manifest.parts]
+        self.first_rows = np.cumsum([0] + [part.videos for part in self.manifest.parts])
+
+    def __len__(self) -> int:
+        return int(self.first_rows[-1])
+
+    def __iter__(self) -> Iterator[VideoRecord]:
+        return (self.record(row) for row in range(len(self)))
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Part number and row inside that part."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        part = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        return part, row - int(self.first_rows[part])
+
+    def record(self, row: int) -> VideoRecord:
+        """One video, its tokens a view of the mapped file."""
+        part, inside = self.locate(row)
+        return self.parts[part].record(inside)
+
+    def tokens(self, row: int) -> np.ndarray:
+        """float16 [T, D], a view of the mapped file."""
+        part, inside = self.locate(row)
+        return self.parts[part].tokens(inside)
+
+    def video_ids(self) -> list[str]:
+        """All ids, in row order."""
+        return [video_id for part in self.parts for video_id in part.video_ids()]
+
+    def seconds(self) -> np.ndarray:
+        """int64 [N]: token rows of every video."""
+        return np.concatenate([np.diff(part.token_offsets) for part in self.parts])
+
+
+class PartReader:
+    """One memory-mapped Arrow file. Offsets say where the rows of a video lie in the flat columns."""
+
+    def __init__(self, path: Path, dimension: int) -> None:
+        import pyarrow as pa
+
+        try:
+            # The map stays open as long as arrays that view it live.
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batch = reader.get_batch(0)
+            tokens = batch.column("tokens")
+            self.token_offsets = tokens.offsets.to_numpy()
+            self.flat_tokens = tokens.values.values.to_numpy(zero_copy_only=True).reshape(-1, dimension)
+            starts, ends = batch.column("caption_start"), batch.column("caption_end")
+            self.caption_offsets = starts.offsets.to_numpy()
+            self.caption_start = starts.values.to_numpy(zero_copy_only=True)
+            self.caption_end = ends.values.to_numpy(zero_copy_only=True)
+            self.caption_text = batch.column("caption_text").values
+            self._ids, self._durations = batch.column("video_id"), batch.column("duration").to_numpy()
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+            raise InputError(f"{path}: not a readable part ({str(error).splitlines()[0]})") from None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def video_ids(self) -> list[str]:
+        return self._ids.to_pylist()
+
+    def tokens(self, row: int) -> np.ndarray:
+        return self.flat_tokens[self.token_offsets[row] : self.token_offsets[row + 1]]
+
+    def captions(self, row: int) -> Captions:
+        first, last = int(self.caption_offsets[row]), int(self.caption_offsets[row + 1])
+        texts = self.caption_text.slice(first, last - first).to_pylist()
+        return Captions(self.caption_start[first:last], self.caption_end[first:last], texts)
+
+    def record(self, row: int) -> VideoRecord:
+        duration = float(self._durations[row])
+        return VideoRecord(self._ids[row].as_py(), duration, self.tokens(row), self.captions(row))
+
+
+def check_part(folder: Path, part: Part, verify: bool) -> None:
+    """Raises InputError, naming the part, if the file is not the one that the manifest describes."""
+    path = Path(folder) / part.name
+    if Path(part.name).name != part.name:
+        raise InputError(f"{folder}: the manifest names a part outside the folder: {part.name!r}")
+    if not path.is_file():
+        raise InputError(f"{path}: the manifest lists this part but it is missing; extract again into a new folder")
+    size = path.stat().st_size
+    if size != part.bytes:
+        raise InputError(f"{path}: {size} bytes where the manifest says {part.bytes}; the part is damaged")
+    if verify and sha256(path) != part.sha256:
+        raise InputError(f"{path}: its checksum is not the manifest's; the part is damaged")
+
+
+def check_encoder(manifest: Manifest, fingerprint: str, encoder: str, where: Path | str) -> None:
+    """Raises InputError if tokens were made by another encoder than `fingerprint` stands for."""
+    if manifest.fingerprint != fingerprint:
+        raise InputError(
+            f"{where}: tokens of the encoder {manifest.encoder} ({manifest.fingerprint[:12]}), but expected "
+            f"{encoder} ({fingerprint[:12]}); extract into another folder with the encoder you mean"
+        )
+
+
+def check_tokens(tokens: np.ndarray, dimension: int, video_id: str) -> None:
+    """Raises InputError if tokens are not [T >= 1, dimension] finite numbers."""
+    if tokens.ndim != 2 or tokens.shape[1] != dimension:
+        raise InputError(f"video {video_id!r}: tokens of shape {tokens.shape}, expected [seconds, {dimension}]")
+    if not len(tokens):
+        raise InputError(f"video {video_id!r}: no tokens")
+    if not np.isfinite(tokens).all():
+        raise InputError(f"video {video_id!r}: tokens that are not finite numbers")
+
+
+def _to_arrow(records: list[VideoRecord], dimension: int) -> Any:
+    import pyarrow as pa
+
+    flat = np.concatenate([np.asarray(record.tokens, np.float16) for record in records]).reshape(-1)
+    token_offsets = _offsets(len(record.tokens) for record in records).astype(np.int64)
+    caption_offsets = _offsets(len(record.captions) for record in records).astype(np.int32)
+    texts = pa.array([text for record in records for text in record.captions.text], pa.string())
+
+    def per_caption(values: Any) -> Any:
+        return pa.ListArray.from_arrays(pa.array(caption_offsets), values)
+
+    columns = {
+        "video_id": pa.array([record.video_id for record in records], pa.string()),
+        "duration": pa.array([record.duration for record in records], pa.float64()),
+        "tokens": pa.LargeListArray.from_arrays(
+            pa.array(token_offsets), pa.FixedSizeListArray.from_arrays(pa.array(flat), dimension)
+        ),
+        "caption_start": per_caption(pa.array(np.concatenate([r.captions.start for r in records]), pa.float32())),
+        "caption_end": per_caption(pa.array(np.concatenate([r.captions.end for r in records]), pa.float32())),
+        "caption_text": per_caption(texts),
+    }
+    return pa.record_batch(list(columns.values()), names=list(columns))
+
+
+def _offsets(lengths: Iterable[int]) -> np.ndarray:
+    return np.cumsum([0, *lengths])

@@ -1,0 +1,129 @@
+"""Text to word ids: one WordPiece (or other) tokenizer for training, search and evaluation alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videoclip.data.shards import Shards
+from videoclip.errors import InputError
+from videoclip.files import atomic_path, write_text
+
+TOKENIZER_FILE = "tokenizer.json"
+
+# Forked data workers would otherwise make the tokenizer warn on every text.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+class WordTokenizer:
+    """A `tokenizers.Tokenizer` with the two special words that VideoCLIP puts around a text.
+
+    Raises InputError if the vocabulary lacks `[CLS]`/`[SEP]` (or `<s>`/`</s>`).
+    """
+
+    def __init__(self, tokenizer: Any, where: Path | str = "tokenizer") -> None:
+        self.tokenizer = tokenizer
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        for first, last in (("[CLS]", "[SEP]"), ("<s>", "</s>"), ("<|startoftext|>", "<|endoftext|>")):
+            cls_id, sep_id = tokenizer.token_to_id(first), tokenizer.token_to_id(last)
+            if cls_id is not None and sep_id is not None:
+                self.cls_id, self.sep_id = int(cls_id), int(sep_id)
+                break
+        else:
+            raise InputError(f"{where}: the vocabulary has neither [CLS] and [SEP] nor <s> and </s>")
+
+    @classmethod
+    def load(cls, folder: Path) -> WordTokenizer:
+        """Read `tokenizer.json` from a model folder.
+
+        Raises InputError if it is missing or no tokenizer.
+        """
+        from tokenizers import Tokenizer
+
+        path = Path(folder) / TOKENIZER_FILE
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; a model folder needs its tokenizer")
+        try:
+            return cls(Tokenizer.from_file(str(path)), path)
+        except InputError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+            raise InputError(f"{path}: not a tokenizer ({error})") from None
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` into `folder`."""
+        write_text(Path(folder) / TOKENIZER_FILE, self.tokenizer.to_str())
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of word ids."""
+        return int(self.tokenizer.get_vocab_size())
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of everything that decides which ids a text gets."""
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+
+    def word_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without the special words."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def clip_ids(self, texts: Sequence[str], max_words: int) -> tuple[np.ndarray, np.ndarray]:
+        """`[CLS] … [SEP]` ids of each text, at most `max_words` between them, concatenated.
+
+        Returns ids int32 [M] and lengths int64 [N] (special words counted).
+        """
+        rows = [[self.cls_id, *ids[:max_words], self.sep_id] for ids in self.word_ids(texts)]
+        lengths = np.array([len(row) for row in rows], np.int64)
+        return np.array([word for row in rows for word in row], np.int32), lengths
+
+
+def train_wordpiece(texts: Iterable[str], vocabulary: int = 2000) -> WordTokenizer:
+    """A lower-casing WordPiece vocabulary of at most `vocabulary` entries, fitted to `texts`. Deterministic."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return WordTokenizer(tokenizer)
+
+
+class CaptionWords:
+    """Word ids of every caption of a folder of shards: made once for a tokenizer, then memory-mapped.
+
+    `parts[p]` is (ids int32 [words], offsets int64 [captions + 1]), in the order of part p's captions.
+    """
+
+    def __init__(self, shards: Shards, tokenizer: WordTokenizer, folder: Path) -> None:
+        """Files go to `folder/words-<tokenizer>-<shards>/`; those already there are used again."""
+        identity = hashlib.sha256("".join(part.sha256 for part in shards.manifest.parts).encode()).hexdigest()
+        self.folder = Path(folder) / f"words-{tokenizer.fingerprint()[:12]}-{identity[:12]}"
+        self.parts = []
+        for part, reader in zip(shards.manifest.parts, shards.parts):
+            ids_path = self.folder / f"{part.name}.ids.npy"
+            offsets_path = self.folder / f"{part.name}.offsets.npy"
+            if not offsets_path.exists():
+                ids = tokenizer.word_ids(reader.caption_text.to_pylist())
+                offsets = np.cumsum([0] + [len(row) for row in ids], dtype=np.int64)
+                _save(ids_path, np.array([word for row in ids for word in row], np.int32))
+                _save(offsets_path, offsets)  # written last: it marks the pair as finished
+            self.parts.append((_load(ids_path), _load(offsets_path)))
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
+def _load(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode="r")
+    return np.asarray(array)

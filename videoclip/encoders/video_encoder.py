@@ -1,0 +1,112 @@
+"""What every frozen video encoder can do: turn the seconds of a video into tokens, and be saved beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videoclip.data.video import FrameFormat, clips_of_seconds, decode_seconds
+from videoclip.errors import InputError
+from videoclip.files import atomic_path, read_json, write_json
+
+
+class VideoEncoder(nn.Module):
+    """A frozen network from clips of frames to one token each.
+
+    Subclasses define `forward(frames)`: float [B, 3, T, H, W] in [0, 1] -> [B, dimension], and set
+
+    - `name`: the name that shards record, for instance "x3d-s";
+    - `options`: the constructor's arguments, JSON values, from which `load` builds it again;
+    - `dimension`: width of a token;
+    - `frame_format`: rate and size at which it wants its frames;
+    - `frame_offsets`: int64 [T], the frames of a second's clip, counted from the first frame of that second;
+    - `seconds_per_batch`: how many clips go through the network at once (a choice of speed and memory).
+    """
+
+    name: str
+    options: dict[str, Any]
+    dimension: int
+    frame_format: FrameFormat
+    frame_offsets: np.ndarray
+    seconds_per_batch: int = 16
+
+    def encode_video(self, path: Path, start: float = 0.0, end: float | None = None) -> np.ndarray:
+        """Tokens of a video file between two times in seconds: float16 [T, dimension], one row a second.
+
+        Extraction calls this, and so does a model that is given a file: their tokens are the same.
+        Raises InputError if the file cannot be decoded or its tokens are not finite.
+        """
+        seconds = decode_seconds(path, self.frame_format, start, end)
+        clips = clips_of_seconds(seconds, self.frame_offsets)
+        batches = [self.encode_clips(batch) for batch in _batches(clips, self.seconds_per_batch)]
+        tokens = np.concatenate(batches).astype(np.float16)
+        if not np.isfinite(tokens).all():
+            raise InputError(f"{path}: the encoder {self.name} gave tokens that are not finite numbers")
+        return tokens
+
+    @torch.inference_mode()
+    def encode_clips(self, clips: np.ndarray) -> np.ndarray:
+        """uint8 [B, T, H, W, 3] -> float32 [B, dimension]. Frames cross to the device as uint8, a quarter of float."""
+        parameter = next(self.parameters())
+        frames = torch.from_numpy(clips).to(parameter.device)
+        frames = frames.permute(0, 4, 1, 2, 3).to(parameter.dtype).div_(255)
+        return self(frames.contiguous(memory_format=torch.channels_last_3d)).float().cpu().numpy()
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 over the name, the options and every weight: two equal ones give equal tokens."""
+        digest = hashlib.sha256(json.dumps([self.name, self.options], sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write `video_encoder.json` and `video_encoder.safetensors` into `folder`."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        with atomic_path(folder / "video_encoder.safetensors") as temporary:
+            save_file(tensors, temporary)
+        write_json(
+            folder / "video_encoder.json",
+            {"encoder": type(self).__name__, "options": self.options, "fingerprint": self.fingerprint()},
+        )
+
+
+def load_video_encoder(folder: Path) -> VideoEncoder:
+    """Read an encoder that `VideoEncoder.save` wrote, frozen and in evaluation mode.
+
+    Raises InputError if the folder holds none, or if its weights are not those it was saved with.
+    """
+    from safetensors.torch import load_file
+
+    from videoclip.encoders.x3d import X3D
+
+    folder = Path(folder)
+    description = read_json(folder / "video_encoder.json")
+    classes: dict[str, type[VideoEncoder]] = {"X3D": X3D}
+    if description.get("encoder") not in classes:
+        raise InputError(f"{folder / 'video_encoder.json'}: unknown encoder {description.get('encoder')!r}")
+    encoder = classes[description["encoder"]](**description["options"])
+    try:
+        encoder.load_state_dict(load_file(folder / "video_encoder.safetensors"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{folder / 'video_encoder.safetensors'}: does not fit {encoder.name} ({error})") from None
+    if encoder.fingerprint() != description.get("fingerprint"):
+        raise InputError(f"{folder / 'video_encoder.safetensors'}: not the weights that were saved here; extract again")
+    return encoder
+
+
+def _batches(clips: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    while batch := list(islice(clips, size)):
+        yield np.stack(batch)

@@ -1,0 +1,167 @@
+"""Find the moments of a video that a query describes, without any training for it.
+
+`threshold`, the default: the video transformer runs once over overlapping contexts; each second's output is compared
+with the query, which gives a similarity curve; a window's score is the sum, over its seconds, of what the curve
+exceeds an adaptive threshold by (mean plus half a standard deviation of this video's curve). Such a sum grows with
+every second that answers the query and shrinks with every one that does not, so windows find their own ends.
+
+`sliding`: windows of several lengths are embedded as clips and compared with the query, the plain way. It prefers
+short windows from the middle of the true ones; `benchmarks/localization.py` compares the two.
+
+Either way, windows that overlap a better one too much are dropped (non-maximum suppression).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from videoclip.data.qvhighlights import CLIP_SECONDS, MomentQuery
+from videoclip.data.shards import Shards
+from videoclip.errors import InputError
+from videoclip.evaluation.moments import MAX_WINDOWS, MomentPrediction, overlap
+from videoclip.model import VideoCLIP
+
+METHODS = ("threshold", "sliding")
+
+
+@dataclass(frozen=True)
+class LocalizationConfig:
+    """How moments are found. Times in seconds."""
+
+    method: str = "threshold"
+    """threshold or sliding."""
+    threshold: float = 0.5
+    """Standard deviations above the mean of a video's similarity curve."""
+    context_stride: int = 8
+    """Contexts of the model's longest clip start this far apart; a second's outputs in several are averaged."""
+    shortest: int = 3
+    longest: int = 150
+    """Windows that are considered, for `threshold`."""
+    sliding_lengths: tuple[int, ...] = (4, 6, 8, 10, 12, 16, 24)
+    sliding_stride: int = 2
+    suppress: float = 0.5
+    """Windows that overlap a better one by more than this are dropped."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"unknown localisation method {self.method!r}; choose one of {', '.join(METHODS)}")
+
+
+def localize(
+    model: VideoCLIP, shards: Shards, queries: list[MomentQuery], config: LocalizationConfig = LocalizationConfig()
+) -> tuple[list[MomentPrediction], int]:
+    """Answer every query whose video is in the shards; also returns how many were not."""
+    rows = {video_id: row for row, video_id in enumerate(shards.video_ids())}
+    known = [query for query in queries if query.video_id in rows]
+    if not known:
+        return [], len(queries)
+    texts = model.encode_text([query.query for query in known]).cpu().numpy()
+    by_video: dict[str, list[int]] = {}
+    for place, query in enumerate(known):
+        by_video.setdefault(query.video_id, []).append(place)
+    predictions: dict[int, MomentPrediction] = {}
+    for video_id, places in by_video.items():
+        answers = find_moments(model, shards.tokens(rows[video_id]), texts[places], config)
+        for place, (windows, curve) in zip(places, answers):
+            query = known[place]
+            saliency = _mean_of_clips(curve, int(query.duration // CLIP_SECONDS))
+            predictions[place] = MomentPrediction(query.query_id, query.query, video_id, windows, saliency)
+    return [predictions[place] for place in range(len(known))], len(queries) - len(known)
+
+
+def find_moments(
+    model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray, config: LocalizationConfig = LocalizationConfig()
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Moments of one video, tokens [T, D], for each of several queries, embeddings float32 [Q, H].
+
+    Returns for each query windows float64 [W, 3] (start, end, score; at most ten, best first) and its similarity
+    curve float32 [T], one value a second.
+    """
+    curves = texts @ second_features(model, tokens, config).T
+    if config.method == "sliding":
+        windows = sliding_windows(len(tokens), config)
+        scores = texts @ _embed_windows(model, tokens, windows).T
+    else:
+        windows = _candidate_windows(len(tokens), config)
+        scores = excess_over_threshold(curves, windows, config.threshold)
+    answers = []
+    for curve, score in zip(curves, scores):
+        kept = suppress_overlaps(windows, score, config.suppress)
+        answers.append((np.column_stack([windows[kept], score[kept]]).astype(np.float64), curve))
+    return answers
+
+
+@torch.inference_mode()
+def second_features(model: VideoCLIP, tokens: np.ndarray, config: LocalizationConfig, batch: int = 32) -> np.ndarray:
+    """One unit vector a second, float32 [T, H]: the video transformer's outputs over overlapping contexts, averaged."""
+    context = min(model.config.max_seconds, len(tokens))
+    starts = np.unique(np.append(np.arange(0, len(tokens) - context + 1, config.context_stride), len(tokens) - context))
+    total = np.zeros((len(tokens), model.config.width), np.float32)
+    for first in range(0, len(starts), batch):
+        rows = starts[first : first + batch, None] + np.arange(context)
+        chosen = torch.from_numpy(tokens[rows.ravel()])
+        hidden = model.video_hidden(chosen, torch.full((len(rows),), context)).float().cpu().numpy()
+        np.add.at(total, rows.ravel(), hidden)
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+
+
+def excess_over_threshold(curves: np.ndarray, windows: np.ndarray, threshold: float) -> np.ndarray:
+    """Sum over each window [W, 2] of what curves [Q, T] exceed their own mean + `threshold` deviations by: [Q, W]."""
+    level = curves.mean(1, keepdims=True) + threshold * curves.std(1, keepdims=True)
+    running = np.pad(np.cumsum(curves - level, 1, dtype=np.float64), ((0, 0), (1, 0)))
+    return running[:, windows[:, 1]] - running[:, windows[:, 0]]
+
+
+def _candidate_windows(seconds: int, config: LocalizationConfig) -> np.ndarray:
+    """int64 [W, 2]: every start; every length up to 30 seconds and lengths 5% apart above, so that hours stay cheap."""
+    longest = min(config.longest, seconds)
+    lengths = list(range(min(config.shortest, longest), min(30, longest) + 1))
+    while lengths[-1] < longest:
+        lengths.append(min(int(lengths[-1] * 1.05) + 1, longest))
+    return _all_starts(seconds, lengths, 1)
+
+
+def sliding_windows(seconds: int, config: LocalizationConfig) -> np.ndarray:
+    """int64 [W, 2]: windows of the configured lengths and stride inside [0, seconds); a short video is one window."""
+    lengths = [length for length in config.sliding_lengths if length < seconds]
+    return _all_starts(seconds, lengths or [seconds], config.sliding_stride)
+
+
+def _all_starts(seconds: int, lengths: list[int], stride: int) -> np.ndarray:
+    starts = [np.arange(0, seconds - length + 1, stride) for length in lengths]
+    return np.concatenate([np.stack([s, s + length], 1) for s, length in zip(starts, lengths)])
+
+
+@torch.inference_mode()
+def _embed_windows(model: VideoCLIP, tokens: np.ndarray, windows: np.ndarray, batch: int = 512) -> np.ndarray:
+    """Embed every window [W, 2] of tokens [T, D] as a clip of its own: float32 [W, H]."""
+    windows = np.column_stack([windows[:, 0], np.minimum(windows[:, 1], windows[:, 0] + model.config.max_seconds)])
+    features = []
+    for first in range(0, len(windows), batch):
+        chosen = windows[first : first + batch]
+        rows = np.concatenate([tokens[start:end] for start, end in chosen])
+        lengths = torch.from_numpy(chosen[:, 1] - chosen[:, 0])
+        features.append(model.embed_video(torch.from_numpy(rows), lengths).float().cpu().numpy())
+    return np.concatenate(features)
+
+
+def suppress_overlaps(windows: np.ndarray, scores: np.ndarray, most: float, keep: int = MAX_WINDOWS) -> np.ndarray:
+    """Rows of the best windows [W, 2], best first, at most `keep`, none overlapping a better one by more than `most`."""
+    remaining = np.argsort(-scores, kind="stable")
+    kept: list[int] = []
+    while len(remaining) and len(kept) < keep:
+        best, remaining = remaining[0], remaining[1:]
+        kept.append(int(best))
+        remaining = remaining[overlap(windows[remaining].astype(np.float64), windows[best].astype(np.float64)) <= most]
+    return np.array(kept)
+
+
+def _mean_of_clips(curve: np.ndarray, clips: int) -> np.ndarray:
+    """Average a per-second curve over clips of two seconds; clips behind the video's end get its lowest value."""
+    padded = np.full(clips * CLIP_SECONDS, curve.min(), np.float64)
+    count = min(len(curve), len(padded))
+    padded[:count] = curve[:count]
+    return padded.reshape(clips, CLIP_SECONDS).mean(1)

@@ -1,0 +1,71 @@
+"""The contrastive loss of VideoCLIP (section 3.1): symmetric InfoNCE over all pairs of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive_loss(
+    video: Tensor, text: Tensor, temperature: Tensor | float = 1.0, gathered: tuple[Tensor, Tensor] | None = None,
+    first: int = 0,
+) -> Tensor:
+    """Cross-entropy(video -> text) + cross-entropy(text -> video), summed and not halved, as the release has it.
+
+    `video`, `text`: float [P, H], row p of each being a positive pair; every other row is a negative. With several
+    workers `gathered` holds the rows of all of them, [W * P, H] each, and this worker's start at row `first`.
+    Returns the mean over the P rows, a scalar.
+    """
+    all_video, all_text = gathered or (video, text)
+    target = torch.arange(first, first + len(video), device=video.device)
+    video_to_text = video @ all_text.T / temperature
+    text_to_video = text @ all_video.T / temperature
+    return F.cross_entropy(video_to_text.float(), target) + F.cross_entropy(text_to_video.float(), target)
+
+
+def world_size() -> int:
+    """Number of workers that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def first_row(rows: int) -> int:
+    """Where this worker's `rows` rows start among those of all workers."""
+    return sum(_rows_of_workers(rows)[: dist.get_rank()]) if world_size() > 1 else 0
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Concatenate `rows` [P, H] of all workers, in rank order, so that gradients flow back to each of them.
+
+    Workers may bring different numbers of rows. Without a process group the rows come back as they are.
+    """
+    return rows if world_size() == 1 else _Gather.apply(rows)
+
+
+def _rows_of_workers(rows: int) -> list[int]:
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([rows], device=device))
+    return [int(count) for count in counts]
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather forward, sum of all workers' gradients backward (all_reduce: gloo has no reduce_scatter)."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        context.counts = _rows_of_workers(len(rows))
+        padded = rows.new_zeros(max(context.counts), rows.shape[1])  # collectives want equal shapes
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in context.counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, context.counts)])
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.split(context.counts)[dist.get_rank()]
