@@ -45,15 +45,11 @@ def ray_session(address: str | None) -> Iterator[None]:
     paths = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
     environment = {"env_vars": {"PYTHONPATH": paths.rstrip(os.pathsep), "PYTHONWARNINGS": "ignore"}}
     try:
-        if address:
-            ray.init(address=address, runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}}, **quiet)
-        else:
-            ray.init(
-                include_dashboard=False,
-                object_store_memory=512 * 2**20,
-                runtime_env=environment,
-                **quiet,
-            )
+        with _silent_stderr():
+            if address:
+                ray.init(address=address, runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}}, **quiet)
+            else:
+                ray.init(include_dashboard=False, object_store_memory=512 * 2**20, runtime_env=environment, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"no Ray cluster at {address or 'this machine'}: {reason}") from None
@@ -68,6 +64,21 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what Ray's C++ parts print while they start; what goes wrong is raised as well."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def cluster_processors() -> int:

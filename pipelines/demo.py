@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,8 @@ def pretraining(config: DemoConfig, corpus: Corpus, output: Path) -> PretrainCon
         epochs=config.epochs,
         videos_per_batch=16,
         vocabulary=1000,
-        model=ModelSize(width=128, layers=2, heads=4),
-        clips=ClipConfig(clips_per_video=8, min_words=4, max_words=24, min_seconds=3, max_seconds=14),
+        model=ModelSize(width=128, layers=2, heads=4, dropout=0.3),
+        clips=ClipConfig(clips_per_video=8, min_words=4, max_words=32, min_seconds=3, max_seconds=20),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
         seed=config.seed,
     )
@@ -257,7 +257,3 @@ def _write_page(
 def _spread(total: int, count: int) -> list[int]:
     return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(min(count, total))})
 
-
-def with_seed(config: DemoConfig, seed: int) -> DemoConfig:
-    """The same demo with another seed."""
-    return replace(config, seed=seed)

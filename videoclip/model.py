@@ -74,6 +74,8 @@ class VideoCLIPConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if not 0 <= self.cls_id < self.vocabulary or not 0 <= self.sep_id < self.vocabulary:
+            raise InputError(f"cls_id {self.cls_id} and sep_id {self.sep_id} must lie in a vocabulary of {self.vocabulary}")
         if self.width % self.heads:
             raise InputError(f"width {self.width} is not a multiple of {self.heads} heads")
         if self.first_text_position + self.max_words + 1 > self.positions or self.max_seconds + 2 > self.positions:

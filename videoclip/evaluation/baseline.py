@@ -25,7 +25,8 @@ def query_blind_predictions(train: list[MomentQuery], queries: list[MomentQuery]
     best = np.stack(
         [overlap(candidates[:, None], query.windows[None] / query.duration).max(1) for query in known]
     )  # [queries, candidates]
-    chosen = [int((best >= 0.5).mean(0).argmax())]
+    # Among windows that answer equally many queries, the one that overlaps them most.
+    chosen = [int(((best >= 0.5).mean(0) + 1e-3 * best.mean(0)).argmax())]
     reached = best[:, chosen[0]]
     while len(chosen) < MAX_WINDOWS:
         together = np.maximum(best, reached[:, None])

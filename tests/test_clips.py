@@ -1,0 +1,111 @@
+"""Section 3.2 of the paper: a positive pair overlaps in time, and need not start or end together."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from videoclip.data.clips import ClipConfig, ClipSampler, sample_pairs
+from videoclip.data.shards import Shards
+from videoclip.data.words import train_wordpiece
+from videoclip.errors import InputError
+
+
+@st.composite
+def videos(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Captions of one to four videos: starts, ends, words, captions a video, seconds a video."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    captions = np.array(draw(st.lists(st.integers(1, 12), min_size=1, max_size=4)))
+    seconds = generator.integers(1, 90, len(captions))
+    starts = np.concatenate([np.sort(generator.uniform(0, s, c)) for s, c in zip(seconds, captions)]).astype(np.float32)
+    ends = (starts + generator.uniform(0.1, 8, len(starts))).astype(np.float32)
+    ends = np.minimum(ends, np.repeat(seconds, captions) + np.float32(0.5))
+    return starts, np.maximum(ends, starts + np.float32(0.01)), generator.integers(1, 40, len(starts)), captions, seconds
+
+
+@given(videos(), st.integers(0, 1000), st.sampled_from(["overlap", "exact"]))
+@settings(max_examples=200, deadline=None)
+def test_a_sampled_video_clip_overlaps_its_text_clip(drawn: tuple, seed: int, positives: str) -> None:
+    starts, ends, words, captions, seconds = drawn
+    config = ClipConfig(positives, clips_per_video=8)
+    pairs = sample_pairs(starts, ends, words, captions, seconds, config, np.random.default_rng(seed))
+    first = np.cumsum(captions) - captions
+    for v, a, b, i, j, count in zip(pairs.video, pairs.a, pairs.b, pairs.i, pairs.j, pairs.words):
+        chosen = slice(first[v] + i, first[v] + j)
+        assert 0 <= i < j <= captions[v], "captions are consecutive and of the same video"
+        assert 0 <= a < b <= seconds[v], "the video clip lies inside its video"
+        assert b - a <= config.max_seconds
+        begin, finish = starts[chosen].min(), ends[chosen].max()
+        # Captions may outlast the last whole second, the only place where the two can but touch.
+        assert a < finish and (b > begin or b == seconds[v])
+        assert 1 <= count <= config.max_words, "the text clip is within its budget"
+        assert count == words[chosen].sum() or j - i == 1, "only a single caption is ever cut"
+
+
+def test_overlapping_clips_start_elsewhere_than_their_text_but_exact_ones_do_not() -> None:
+    starts = np.arange(0, 100, 5, dtype=np.float32)
+    arguments = (starts, starts + 5, np.full(20, 10), np.array([20]), np.array([100]))
+    config = ClipConfig("overlap", clips_per_video=500, min_words=10, max_words=10)
+    overlapping = sample_pairs(*arguments, config, np.random.default_rng(0))
+    assert len(set((overlapping.a - 5 * overlapping.i).tolist())) > 10
+    lengths = overlapping.b - overlapping.a
+    assert lengths.min() == 3 and lengths.max() == 32
+    exact = sample_pairs(*arguments, ClipConfig("exact", 500, 10, 10), np.random.default_rng(0))
+    assert (exact.a == 5 * exact.i).all() and (exact.b == exact.a + 5).all()
+
+
+def test_text_grows_to_both_sides_of_its_first_caption() -> None:
+    starts = np.arange(9, dtype=np.float32)
+    config = ClipConfig(clips_per_video=2000, min_words=3, max_words=3)
+    ones = np.ones(9, np.int64)
+    pairs = sample_pairs(starts, starts + 1, ones, np.array([9]), np.array([9]), config, np.random.default_rng(0))
+    assert (pairs.j - pairs.i == 3).all(), "a budget of three one-word captions is always filled"
+    assert set(pairs.i.tolist()) == set(range(7))
+
+
+@pytest.mark.parametrize(
+    "options", [{"positives": "near"}, {"min_words": 9, "max_words": 8}, {"min_seconds": 0}, {"clips_per_video": 0}]
+)
+def test_impossible_configurations_are_refused(options: dict) -> None:
+    with pytest.raises(InputError):
+        ClipConfig(**options)
+
+
+def test_a_batch_holds_the_tokens_and_words_of_its_pairs(make_shards: Callable[..., Shards], tmp_path: Path) -> None:
+    shards = make_shards()
+    tokenizer = train_wordpiece(text for record in shards for text in record.captions.text)
+    sampler = ClipSampler(shards, tokenizer, ClipConfig(clips_per_video=4, min_words=3, max_words=12), tmp_path)
+    rows = np.array([11, 0, 5])
+    batch = sampler.batch(rows, np.random.default_rng(1))
+    assert batch.video.tolist() == [11] * 4 + [0] * 4 + [5] * 4
+    assert batch.video_lengths.sum() == len(batch.video_tokens)
+    place = word = 0
+    for row, length, words in zip(batch.video, batch.video_lengths, batch.word_lengths):
+        record = shards.record(int(row))
+        clip = batch.video_tokens[place : place + length]
+        whole = np.asarray(record.tokens)
+        assert any(np.array_equal(whole[a : a + length], clip) for a in range(len(whole) - length + 1))
+        ids = batch.word_ids[word : word + words].tolist()
+        assert ids[0] == tokenizer.cls_id and ids[-1] == tokenizer.sep_id
+        spoken = [i for text in tokenizer.word_ids(record.captions.text) for i in text]
+        assert any(spoken[s : s + words - 2] == ids[1:-1] for s in range(len(spoken)))
+        place, word = place + length, word + words
+
+
+def test_the_same_seed_gives_the_same_batch(make_shards: Callable[..., Shards], tmp_path: Path) -> None:
+    shards = make_shards()
+    tokenizer = train_wordpiece(text for record in shards for text in record.captions.text)
+    first, second = (ClipSampler(shards, tokenizer, ClipConfig(), tmp_path) for _ in range(2))
+    rows = np.arange(6)
+    one, two, other = (s.batch(rows, np.random.default_rng(n)) for s, n in ((first, 3), (second, 3), (first, 4)))
+    assert np.array_equal(one.video_tokens, two.video_tokens) and np.array_equal(one.word_ids, two.word_ids)
+    assert not np.array_equal(one.word_ids, other.word_ids)
+
+
+def test_videos_without_captions_cannot_be_sampled(make_shards: Callable[..., Shards], tmp_path: Path) -> None:
+    shards = make_shards(count=3, captions=0)
+    tokenizer = train_wordpiece(["some words"])
+    assert not len(ClipSampler(shards, tokenizer, ClipConfig(), tmp_path).usable_rows())

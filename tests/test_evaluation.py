@@ -1,0 +1,250 @@
+"""Figures as the benchmarks' authors compute them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from videoclip.data.qvhighlights import MomentQuery, read_qvhighlights
+from videoclip.data.youcook2 import read_youcook2
+from videoclip.errors import InputError
+from videoclip.evaluation.baseline import query_blind_predictions
+from videoclip.evaluation.localization import (
+    LocalizationConfig, _candidate_windows, excess_over_threshold, find_moments, second_features, sliding_windows,
+    suppress_overlaps,
+)
+from videoclip.evaluation.moments import MomentPrediction, moment_metrics, overlap, read_predictions
+from videoclip.evaluation.report import Example, Section, Table, choose_examples, moment_example, render_report
+from videoclip.evaluation.retrieval import best_matches, ranks_of_positives, retrieval_metrics
+from videoclip.model import VideoCLIP, VideoCLIPConfig
+
+
+def query(number: int, windows: list[list[float]], duration: float = 20.0) -> MomentQuery:
+    truth = np.array(windows, np.float64).reshape(-1, 2)
+    clips = np.array([c for c in range(int(duration // 2)) if any(a < 2 * c + 2 and b > 2 * c for a, b in windows)])
+    return MomentQuery(number, "q", f"v{number}", duration, truth, clips, np.full((len(clips), 3), 4))
+
+
+def prediction(number: int, windows: list[list[float]], saliency: list[float] | None = None) -> MomentPrediction:
+    scores = np.zeros(10) if saliency is None else np.array(saliency, np.float64)
+    return MomentPrediction(number, "q", f"v{number}", np.array(windows, np.float64), scores)
+
+
+# --- Retrieval ----------------------------------------------------------------------------------------------------
+
+
+def test_rank_counts_the_strictly_better_clips_plus_one() -> None:
+    gallery = np.array([[1.0, 0], [0, 1], [1, 0], [2, 0]])
+    queries = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]])
+    assert ranks_of_positives(queries, gallery).tolist() == [2, 1, 2, 2]  # ties cost nothing
+    assert retrieval_metrics(np.array([1, 2, 6, 11])) == {
+        "queries": 4, "R@1": 25.0, "R@5": 50.0, "R@10": 75.0, "MedR": 4.0, "MeanR": 5.0, "chance_R@1": 25.0,
+    }
+
+
+@given(st.integers(1, 60), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_blocks_give_the_ranks_of_the_full_matrix(count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    queries, gallery = generator.integers(-2, 3, (2, count, 3)).astype(np.float32)
+    scores = queries @ gallery.T
+    expected = (scores > np.diagonal(scores)[:, None]).sum(1) + 1
+    from videoclip.evaluation import retrieval
+
+    original, retrieval.BLOCK = retrieval.BLOCK, 7
+    try:
+        assert np.array_equal(ranks_of_positives(queries, gallery), expected)
+        best = best_matches(queries, gallery, 3)
+    finally:
+        retrieval.BLOCK = original
+    np.testing.assert_allclose(np.take_along_axis(scores, best, 1), -np.sort(-scores, 1)[:, : best.shape[1]])
+
+
+def test_embeddings_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(InputError, match="not finite"):
+        ranks_of_positives(np.array([[np.nan]]), np.array([[1.0]]))
+
+
+def test_youcook2_reads_the_json_and_the_csv(tmp_path: Path, reference: Path) -> None:
+    clips = read_youcook2(reference / "youcook2_validation.csv")
+    assert len(clips) == 3350
+    assert (clips[0].video_id, clips[0].start, clips[0].end) == ("xHr8X2Wpmno", 47.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        ({"segment": [5, 5], "sentence": "a"}, "cannot be"), ({"segment": [1, 2], "sentence": " "}, "sentence"),
+        ({"segment": [1], "sentence": "a"}, "segment"), ({"segment": ["x", 2], "sentence": "a"}, "not a number"),
+    ],
+)
+def test_youcook2_clips_that_cannot_be_are_named(tmp_path: Path, annotation: dict, reason: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"database": {"v1": {"subset": "validation", "annotations": [annotation]}}}))
+    with pytest.raises(InputError, match=f"v1.*{reason}"):
+        read_youcook2(path)
+
+
+# --- QVHighlights -------------------------------------------------------------------------------------------------
+
+
+def test_every_official_figure_is_reproduced(reference: Path) -> None:
+    ours = moment_metrics(
+        read_predictions(reference / "qvhighlights_val_predictions.jsonl"),
+        read_qvhighlights(reference / "qvhighlights_val.jsonl"),
+    )
+    official = json.loads((reference / "qvhighlights_val_predictions.metrics.json").read_text())
+    assert ours == official
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    assert overlap(np.array([0.0, 4.0]), np.array([2.0, 6.0])) == pytest.approx(2 / 6)
+    assert overlap(np.array([0.0, 4.0]), np.array([5.0, 6.0])) == 0
+
+
+def test_a_ground_truth_window_can_be_claimed_only_once() -> None:
+    truth = [query(0, [[0, 10]])]
+    once = moment_metrics([prediction(0, [[0, 10, 0.9]])], truth)["brief"]
+    twice = moment_metrics([prediction(0, [[0, 10, 0.9], [0, 9, 0.8]])], truth)["brief"]
+    late = moment_metrics([prediction(0, [[12, 14, 0.9], [0, 10, 0.8]])], truth)["brief"]
+    assert once["MR-full-mAP"] == twice["MR-full-mAP"] == 100.0
+    assert late["MR-full-mAP"] == 50.0 and late["MR-full-R1@0.5"] == 0.0
+
+
+def test_average_precision_of_two_windows_by_hand() -> None:
+    truth = [query(0, [[0, 4], [10, 14]])]
+    found = prediction(0, [[0, 4, 0.9], [6, 8, 0.8], [10, 14, 0.7]])
+    # precision 1 at recall 1/2, 2/3 at recall 1
+    assert moment_metrics([found], truth)["brief"]["MR-full-mAP"] == pytest.approx(50 + 100 / 3, abs=0.01)
+
+
+def test_windows_count_by_score_but_only_the_first_ten_listed() -> None:
+    truth = [query(0, [[0, 4]])]
+    wrong = [[6, 8, 0.5]] * 10
+    assert moment_metrics([prediction(0, [*wrong, [0, 4, 0.9]])], truth)["brief"]["MR-full-mAP"] == 0.0
+    assert moment_metrics([prediction(0, [*wrong[:9], [0, 4, 0.9]])], truth)["brief"]["MR-full-mAP"] == 100.0
+
+
+def test_highlights_by_hand() -> None:
+    truth = [query(0, [[0, 4]])]  # clips 0 and 1 of ten are positive for all raters
+    brief = moment_metrics([prediction(0, [[0, 4, 1]], [5, 3, 4] + [0] * 7)], truth)["brief"]
+    assert brief["HL-min-VeryGood-Hit1"] == 100.0
+    assert brief["HL-min-VeryGood-mAP"] == pytest.approx(100 * (1 + 2 / 3) / 2, abs=0.01)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_highlight_precision_agrees_with_the_precision_recall_curve(seed: int) -> None:
+    """The official recipe, followed point by point in plain Python, ties included."""
+    from videoclip.evaluation.moments import _interpolated_precisions
+
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(2, 12))
+    scores = generator.integers(0, 4, count).astype(float)
+    positive = generator.random((3, count)) < 0.4
+    ours = _interpolated_precisions(scores[None], positive[None], np.array([count]))[0]
+    for rater in range(3):
+        labels = positive[rater]
+        if labels.all() or not labels.any():
+            assert ours[rater] == float(labels.all())
+            continue
+        points = [(labels[scores >= s].mean(), labels[scores >= s].sum() / labels.sum()) for s in np.unique(scores)]
+        precision, recall = map(list, zip(*points, (1.0, 0.0)))  # recall decreasing
+        for i in range(1, len(precision)):
+            precision[i] = max(precision[i - 1], precision[i])
+        rises = np.flatnonzero(np.diff(np.array(recall, np.float32)))
+        assert ours[rater] == pytest.approx(np.mean(np.array(precision)[rises]))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", r":2: not valid JSON"), ('{"qid": 1, "pred_relevant_windows": [[0, 2, 1]]}', ":2: .*appears twice"),
+        ('{"qid": 2, "pred_relevant_windows": [[4, 4, 1]]}', ":2: .*cannot be"),
+        ('{"qid": 2, "pred_relevant_windows": [[0, 4, NaN]]}', ":2: .*not finite"),
+        ('{"qid": 2, "pred_relevant_windows": [[0, 4]]}', ":2: .*3 numbers"),
+        ('{"qid": 2, "pred_relevant_windows": [[0, 4, 1]], "pred_saliency_scores": [1, Infinity]}', ":2: .*not finite"),
+        ("[]", ":2: expected a JSON object"),
+    ],
+)
+def test_bad_prediction_lines_are_named_with_file_and_line(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"qid": 1, "pred_relevant_windows": [[0, 2, 1]]}\n' + line + "\n")
+    with pytest.raises(InputError, match=reason):
+        read_predictions(path)
+
+
+def test_predictions_and_queries_must_be_the_same() -> None:
+    with pytest.raises(InputError, match="without a prediction"):
+        moment_metrics([prediction(0, [[0, 1, 1]])], [query(0, [[0, 1]]), query(1, [[0, 1]])])
+    with pytest.raises(InputError, match="unknown"):
+        moment_metrics([prediction(0, [[0, 1, 1]]), prediction(9, [[0, 1, 1]])], [query(0, [[0, 1]])])
+
+
+# --- Localisation -------------------------------------------------------------------------------------------------
+
+
+def test_a_window_scores_what_its_seconds_exceed_the_threshold_by() -> None:
+    curve = np.array([[0, 0, 1, 1, 1, 0, 0, 0.0]])
+    windows = np.array([[a, b] for a in range(8) for b in range(a + 1, 9)])
+    score = excess_over_threshold(curve, windows, 0.5)[0]
+    assert windows[score.argmax()].tolist() == [2, 5], "a window finds its own ends"
+
+
+def test_suppression_drops_what_overlaps_a_better_window() -> None:
+    windows = np.array([[0, 10], [1, 10], [20, 30], [0, 30]])
+    assert suppress_overlaps(windows, np.array([3.0, 2, 1, 0]), 0.5).tolist() == [0, 2, 3]
+
+
+@given(st.integers(1, 400))
+@settings(max_examples=40, deadline=None)
+def test_windows_lie_inside_the_video_whatever_its_length(seconds: int) -> None:
+    config = LocalizationConfig()
+    for windows in (sliding_windows(seconds, config), _candidate_windows(seconds, config)):
+        assert len(windows) and (windows[:, 0] >= 0).all() and (windows[:, 1] <= seconds).all()
+        assert (windows[:, 1] > windows[:, 0]).all()
+
+
+@pytest.mark.parametrize("method", ["threshold", "sliding"])
+@pytest.mark.parametrize("seconds", [1, 3, 90])
+def test_moments_of_short_and_long_videos(method: str, seconds: int) -> None:
+    torch.manual_seed(0)
+    config = VideoCLIPConfig(video_dimension=8, width=16, layers=1, heads=2, intermediate=32, vocabulary=200)
+    model = VideoCLIP(config).eval()
+    tokens = np.random.default_rng(0).standard_normal((seconds, 8)).astype(np.float16)
+    texts = np.random.default_rng(1).standard_normal((2, 16)).astype(np.float32)
+    for windows, curve in find_moments(model, tokens, texts, LocalizationConfig(method)):
+        assert curve.shape == (seconds,) and 1 <= len(windows) <= 10
+        assert (np.diff(windows[:, 2]) <= 0).all()
+    features = second_features(model, tokens, LocalizationConfig())
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+
+
+def test_the_baseline_never_looks_at_the_query_and_fits_the_training_windows() -> None:
+    train = [query(n, [[10, 15]]) for n in range(5)]
+    asked = [query(7, [[1, 3]], 40.0), query(8, [[5, 9]], 40.0)]
+    first, second = query_blind_predictions(train, asked)
+    assert np.array_equal(first.windows, second.windows) and np.array_equal(first.saliency, second.saliency)
+    assert overlap(first.windows[0, :2], np.array([20.0, 30.0])) > 0.8, "the same share of a longer video"
+
+
+# --- Report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_self_contained_escapes_what_it_shows_and_puts_failures_first(tmp_path: Path) -> None:
+    hostile = MomentQuery(0, "<script>alert(1)</script>", "v0", 20.0, np.array([[0.0, 4.0]]), None, None)
+    queries = [hostile, query(1, [[0, 4]])]
+    predictions = [prediction(0, [[10, 14, 1.0]], [0.1] * 10), prediction(1, [[0, 4, 1.0]], [0.1] * 10)]
+    chosen = choose_examples(predictions, queries, 2)
+    assert [q.query_id for q, _ in chosen] == [0, 1]
+    examples = [moment_example(q, p, None) for q, p in chosen]
+    path = tmp_path / "report.html"
+    tables = [Table("T", ["", "R@1"], [["a & b", 1.0]], "note")]
+    render_report(path, "Title", "summary", tables, [], [Section("S", "n", [*examples, Example("plain", "x")])])
+    page = path.read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page and "a &amp; b" in page and "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")

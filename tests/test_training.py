@@ -1,0 +1,103 @@
+"""One step learns, an epoch uses every video once on every number of workers, and a resume changes nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from videoclip.data.clips import ClipConfig, ClipSampler
+from videoclip.data.shards import Shards
+from videoclip.data.words import train_wordpiece
+from videoclip.errors import InputError
+from videoclip.model import VideoCLIP, VideoCLIPConfig
+from videoclip.retrieval import cluster_videos
+from videoclip.training import (
+    ClipEmbedder, OptimizerConfig, TrainingState, embed_videos, epoch_batches, learning_rate, load_checkpoint,
+    make_optimizer, save_checkpoint, spread_batches, train_epoch,
+)
+
+OPTIMIZER = OptimizerConfig(learning_rate=2e-3, warmup_steps=5)
+
+
+def make_model(vocabulary: int) -> VideoCLIP:
+    torch.manual_seed(0)
+    return VideoCLIP(
+        VideoCLIPConfig(
+            video_dimension=16, width=32, layers=1, heads=2, intermediate=64, vocabulary=vocabulary, cls_id=2,
+            sep_id=3, dropout=0.0,
+        )
+    )
+
+
+@pytest.fixture
+def sampler(make_shards: Callable[..., Shards], tmp_path: Path) -> ClipSampler:
+    shards = make_shards()
+    tokenizer = train_wordpiece(text for record in shards for text in record.captions.text)
+    sampler = ClipSampler(shards, tokenizer, ClipConfig(clips_per_video=4), tmp_path / "cache")
+    sampler.vocabulary = tokenizer.vocabulary  # type: ignore[attr-defined]
+    return sampler
+
+
+def run(sampler: ClipSampler, epochs: int, stop: int = 0, folder: Path | None = None) -> tuple[VideoCLIP, list[float]]:
+    """Train `epochs` epochs; with `stop`, save after that many and go on with a fresh process's objects."""
+    model = make_model(sampler.vocabulary)  # type: ignore[attr-defined]
+    optimizer, state, losses = make_optimizer(model, OPTIMIZER), TrainingState(), []
+    rows = sampler.usable_rows()
+    while state.epoch < epochs:
+        if folder is not None and state.epoch == stop:
+            save_checkpoint(folder, model, optimizer, state, {"seed": 1})
+            model = make_model(sampler.vocabulary)  # type: ignore[attr-defined]
+            optimizer = make_optimizer(model, OPTIMIZER)
+            state = load_checkpoint(folder, model, optimizer, {"seed": 1})
+        embeddings = embed_videos(model, sampler, rows, 1, state.epoch)
+        batches = [rows[batch] for batch in cluster_videos(embeddings, 5, state.epoch)]
+        drawn = epoch_batches(sampler, spread_batches(batches, 1), 1, state.epoch)
+        train_epoch(ClipEmbedder(model), optimizer, drawn, state, 60, OPTIMIZER, lambda _, m: losses.append(m["loss"]))
+    return model, losses
+
+
+def test_training_lowers_the_loss(sampler: ClipSampler) -> None:
+    _, losses = run(sampler, 15)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_a_resumed_run_ends_with_the_same_weights(sampler: ClipSampler, tmp_path: Path) -> None:
+    straight, _ = run(sampler, 4)
+    resumed, _ = run(sampler, 4, stop=2, folder=tmp_path / "checkpoint")
+    for name, value in straight.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_checkpoint_of_another_run_is_refused(sampler: ClipSampler, tmp_path: Path) -> None:
+    model = make_model(sampler.vocabulary)  # type: ignore[attr-defined]
+    optimizer = make_optimizer(model, OPTIMIZER)
+    save_checkpoint(tmp_path, model, optimizer, TrainingState(), {"seed": 1, "epochs": 3})
+    with pytest.raises(InputError, match="other seed"):
+        load_checkpoint(tmp_path, model, optimizer, {"seed": 2, "epochs": 3})
+
+
+def test_a_videos_embedding_does_not_depend_on_who_computes_it(sampler: ClipSampler) -> None:
+    model = make_model(sampler.vocabulary)  # type: ignore[attr-defined]
+    rows = sampler.usable_rows()
+    together = embed_videos(model, sampler, rows, 3, 0)
+    shares = np.concatenate([embed_videos(model, sampler, share, 3, 0) for share in np.array_split(rows, 3)])
+    np.testing.assert_allclose(together, shares, atol=1e-5)
+
+
+@given(st.integers(4, 120), st.integers(1, 9), st.integers(1, 4))
+def test_every_video_is_used_once_and_workers_step_together(videos: int, size: int, workers: int) -> None:
+    batches = np.split(np.arange(videos), range(size, videos, size))
+    steps = spread_batches(batches, workers)
+    assert all(len(step) == workers and all(len(rows) for rows in step) for step in steps)
+    assert np.array_equal(np.sort(np.concatenate([rows for step in steps for rows in step])), np.arange(videos))
+
+
+def test_the_rate_warms_up_and_decays_to_zero() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate(step, 100, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) == rates[10] and rates[100] == 0
+    assert (np.diff(rates[10:]) < 0).all()
