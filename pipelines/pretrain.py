@@ -24,6 +24,7 @@ from videoclip.files import atomic_path, read_json_lines
 from videoclip.training import OptimizerConfig, TrainingState
 
 CHECKPOINTS_KEPT = 2
+VOCABULARY_CAPTIONS = 1_000_000  # evenly spaced; more would not change a vocabulary but fill the memory
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _result(folder: Path) -> PretrainResult:
 def _identity(config: PretrainConfig, parts: list[str]) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run."""
     values = as_json(config)
-    for name in ("output", "shards", "workers_address", "address", "threads", "gpu", "max_failures", "verify"):
+    for name in ("output", "shards", "address", "threads", "gpu", "max_failures", "verify"):
         values.pop(name, None)
     return {**values, "parts": parts}
 
@@ -150,11 +151,18 @@ def _prepare_tokenizer(config: PretrainConfig, shards: Any) -> None:
 
         FrozenTextEncoder(config.text).tokenizer.save(folder)
         return
-    texts = (text for part in shards.parts for text in part.caption_text.to_pylist())
+    captions = sum(len(part.caption_text) for part in shards.parts)
+    step = max(1, captions // VOCABULARY_CAPTIONS)
+    texts = (text for part in shards.parts for text in _every(part.caption_text, step))
     tokenizer = train_wordpiece(texts, config.vocabulary)
     if tokenizer.vocabulary <= 5:
         raise InputError(f"{config.shards}: holds no captions to train on; run `videoclip extract` with --captions")
     tokenizer.save(folder)
+
+
+def _every(texts: Any, step: int) -> list[str]:
+    """Each `step`-th string of an Arrow array."""
+    return texts.take(np.arange(0, len(texts), step)).to_pylist()
 
 
 def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:

@@ -1,5 +1,7 @@
 """Section 3.2 of the paper: a positive pair overlaps in time, and need not start or end together."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,3 +111,23 @@ def test_videos_without_captions_cannot_be_sampled(make_shards: Callable[..., Sh
     shards = make_shards(count=3, captions=0)
     tokenizer = train_wordpiece(["some words"])
     assert not len(ClipSampler(shards, tokenizer, ClipConfig(), tmp_path).usable_rows())
+
+
+def test_a_fitted_vocabulary_is_the_same_in_every_process() -> None:
+    code = (
+        "from videoclip.data.words import train_wordpiece\n"
+        "texts = ['chop the onion', 'stir the soup slowly', 'chopping onions', 'fold the eggs in'] * 3\n"
+        "print(train_wordpiece(texts, 90).fingerprint())"
+    )
+    root = Path(__file__).parents[1]
+    prints = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout for _ in range(4)}
+    assert len(prints) == 1 and prints != {""}
+
+
+def test_words_are_cut_by_the_vocabulary_and_special_words_are_not_words_of_a_text() -> None:
+    tokenizer = train_wordpiece(["chop the onion", "chop the onions"], 60)
+    (ids,) = tokenizer.word_ids(["chop the onion"])
+    assert len(ids) == 3
+    packed, lengths = tokenizer.clip_ids(["chop the onion", "chop"], 2)
+    assert packed.tolist() == [tokenizer.cls_id, *ids[:2], tokenizer.sep_id, tokenizer.cls_id, ids[0], tokenizer.sep_id]
+    assert lengths.tolist() == [4, 3]

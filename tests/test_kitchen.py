@@ -73,7 +73,7 @@ def test_videos_of_one_recipe_share_ingredients() -> None:
 
 
 def test_rendering_is_deterministic_h264_of_the_planned_length(tmp_path: Path) -> None:
-    video = plan_kitchen(KitchenConfig(train_videos=1, test_videos=1, recipes=1, seconds=20))[0]
+    video = plan_kitchen(KitchenConfig(train_videos=1, test_videos=1, recipes=1, seconds=28))[0]
     path = render_video(video, tmp_path / "a")
     again = render_video(video, tmp_path / "b")
     assert path.read_bytes() == again.read_bytes()

@@ -127,7 +127,7 @@ QUERY = "{ingredient} {verb} {vessel}"
 
 @dataclass(frozen=True)
 class KitchenConfig:
-    """Size of the corpus. `seconds` is the mean length of a video."""
+    """Size of the corpus. `seconds` is the mean length of a video, which varies by ten to either side."""
 
     seed: int = 0
     train_videos: int = 160
@@ -136,6 +136,10 @@ class KitchenConfig:
     seconds: int = 60
     unrelated: float = 0.25
     offset_seconds: float = 2.0  # standard deviation of the narrator's leads and lags
+
+    def __post_init__(self) -> None:
+        if self.seconds < 28:
+            raise ValueError("a step may take 12 seconds: videos must last 28 seconds on average")
 
 
 @dataclass(frozen=True)

@@ -84,16 +84,32 @@ class WordTokenizer:
 
 
 def train_wordpiece(texts: Iterable[str], vocabulary: int = 2000) -> WordTokenizer:
-    """A lower-casing WordPiece vocabulary of at most `vocabulary` entries, fitted to `texts`. Deterministic."""
+    """A lower-casing WordPiece vocabulary of at most `vocabulary` entries, fitted to `texts`.
+
+    Deterministic, which the library's trainer alone is not: it numbers the pieces inside a word (`##a`) in the order
+    of a hash map and breaks ties by number. Here they are numbered beforehand.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    texts = list(texts)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    characters = sorted({character for text in texts for character in normalizer.normalize_str(text)} - {" "})
+
+    def make(model: models.WordPiece) -> Tokenizer:
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizer
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer
+
+    fitted = make(models.WordPiece(unk_token="[UNK]"))
+    first = [*special, *(f"##{character}" for character in characters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=max(vocabulary, len(first)), special_tokens=first, show_progress=False)
+    fitted.train_from_iterator(texts, trainer)
+    # A new tokenizer from the vocabulary alone: in the fitted one `##a` would count as a special word.
+    tokenizer = make(models.WordPiece(fitted.get_vocab(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
     return WordTokenizer(tokenizer)
 
 

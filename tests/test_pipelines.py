@@ -1,0 +1,364 @@
+"""The real stages on a tiny corpus through a real local Ray, with faults made on purpose."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import write_audio, write_video
+
+from pipelines.cli import main
+from pipelines.cluster import ClusterConfig, cluster
+from pipelines.common import ray_session
+from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
+from pipelines.extract import ExtractConfig, extract
+from pipelines.pretrain import ModelSize, PretrainConfig, pretrain
+from videoclip.data.clips import ClipConfig
+from videoclip.data.kitchen import KitchenConfig, plan_kitchen, render_video, write_annotations
+from videoclip.data.shards import Shards
+from videoclip.errors import InputError
+from videoclip.files import read_json_lines
+from videoclip.model import VideoCLIP
+from videoclip.training import OptimizerConfig
+
+pytestmark = pytest.mark.slow
+KITCHEN = KitchenConfig(train_videos=10, test_videos=6, recipes=2, seconds=28)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with ray_session(None):
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten training and six test videos, with annotations, and files that are no videos among them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    videos = plan_kitchen(KITCHEN)
+    for video in videos:
+        render_video(video, folder / video.split / "videos")
+    write_annotations(videos, KITCHEN, folder)
+    bad = folder / "train" / "videos"
+    (bad / "empty.mp4").touch()
+    (bad / "text.mp4").write_text("not a video\n" * 50)
+    (bad / "cut.mp4").write_bytes((bad / "train_0000.mp4").read_bytes()[:9000])
+    write_audio(bad / "audio.mp4")
+    write_video(bad / "one.mp4", [0.0], lambda n: np.zeros((64, 64, 3), np.uint8))
+    (bad / "zz").mkdir()
+    (bad / "zz" / "train_0001.mp4").write_bytes((bad / "train_0001.mp4").read_bytes())
+    captions = json.loads((folder / "train" / "raw_caption.json").read_text())
+    captions["../../x"] = captions["nowhere"] = captions["train_0002"]
+    captions["train_0003"]["text"][0], captions["train_0003"]["end"][1] = 17, -1
+    captions["train_0004"] = "not captions"
+    (folder / "train" / "raw_caption.json").write_text(json.dumps(captions))
+    return folder
+
+
+def extraction(corpus: Path, output: Path) -> ExtractConfig:
+    return ExtractConfig(
+        corpus / "train" / "videos", output, corpus / "train" / "raw_caption.json", "x3d-tiny",
+        calibration_clips=24, videos_per_part=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens(ray: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and test shards of the corpus."""
+    folder = tmp_path_factory.mktemp("tokens")
+    extract(extraction(corpus, folder / "train"))
+    extract(ExtractConfig(corpus / "test" / "videos", folder / "test", encoder_from=folder / "train"))
+    return folder
+
+
+def training(tokens: Path, output: Path, **changes: object) -> PretrainConfig:
+    config = PretrainConfig(
+        tokens / "train", output, epochs=3, videos_per_batch=3, vocabulary=300,
+        model=ModelSize(width=32, layers=1, heads=2), clips=ClipConfig(clips_per_video=4, max_words=24, max_seconds=16),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4), threads=1,
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of uninterrupted training."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    pretrain(training(tokens, output))
+    return output
+
+
+# --- Extraction ---------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_go_to_quarantine_with_their_reason_and_the_rest_is_finished(tokens: Path) -> None:
+    shards = Shards(tokens / "train", verify=True)
+    assert shards.manifest.complete and shards.video_ids() == [f"train_{n:04d}" for n in range(10)]
+    rows = read_json_lines(tokens / "train" / "quarantine.jsonl")
+    reasons = {(row["video_id"], row["what"]): row["reason"] for row in rows}
+    for key, part in {
+        ("empty", "video"): "empty", ("text", "video"): "not a video", ("cut", "video"): "", ("audio", "video"): "no video",
+        ("one", "video"): "single picture", ("train_0001", "file"): "taken", ("../../x", "captions"): "path",
+        ("nowhere", "captions"): "not there", ("train_0004", "captions"): "cannot be used",
+    }.items():
+        assert part in reasons[key], key
+    of_third = [row["reason"] for row in rows if row["video_id"] == "train_0003"]
+    assert any("text is not a string" in reason for reason in of_third)
+    assert any("end is not after start" in reason for reason in of_third)
+    assert len(shards.record(4).captions) == 0 and len(shards.record(3).captions) > 0
+
+
+def test_rolling_repeats_are_gone_from_the_shards(tokens: Path, corpus: Path) -> None:
+    raw = json.loads((corpus / "train" / "raw_caption.json").read_text())
+    before = sum(len(text.split()) for text in raw["train_0005"]["text"])
+    after = sum(len(text.split()) for text in Shards(tokens / "train").record(5).captions.text)
+    assert 0 < after < before
+
+
+def test_a_second_run_writes_nothing_again(tokens: Path, corpus: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (tokens / "train").glob("part-*.arrow")}
+    extract(extraction(corpus, tokens / "train"))
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tokens / "train").glob("part-*.arrow")}
+
+
+def test_an_interrupted_run_does_only_what_is_missing(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tokens / "train", tmp_path / "train")
+    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
+    manifest["parts"], manifest["complete"] = manifest["parts"][:1], False
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
+    for path in sorted((tmp_path / "train").glob("part-*.arrow"))[1:]:
+        path.write_bytes(b"left by a run that was killed")
+    extract(extraction(corpus, tmp_path / "train"))
+    whole, again = Shards(tokens / "train", verify=True), Shards(tmp_path / "train", verify=True)
+    assert [p.sha256 for p in whole.manifest.parts] == [p.sha256 for p in again.manifest.parts]
+
+
+def test_tokens_of_another_encoder_or_of_other_videos_are_not_mixed(ray: None, tokens: Path, corpus: Path) -> None:
+    with pytest.raises(InputError, match="holds tokens of x3d-tiny"):
+        extract(replace(extraction(corpus, tokens / "train"), encoder="x3d-xs"))
+    with pytest.raises(InputError, match="other videos"):
+        extract(replace(extraction(corpus, tokens / "train"), videos=corpus / "test" / "videos"))
+
+
+def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.time() + 60
+        while not killed and time.time() < deadline:
+            for process in psutil.process_iter(["cmdline"]):
+                name = " ".join(process.info["cmdline"] or [])
+                marks = list((tmp_path / "tokens" / ".attempts").glob("*"))
+                if "MapWorker" in name and marks:  # it is at work on a video
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
+    thread.join()
+    assert killed, "the test must have killed a worker"
+    assert [p.sha256 for p in shards.manifest.parts] == [p.sha256 for p in Shards(tokens / "train").manifest.parts]
+
+
+# --- Pretraining --------------------------------------------------------------------------------------------------
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return VideoCLIP.from_pretrained(run / "model").state_dict()
+
+
+def test_a_run_folder_says_what_made_it(trained: Path) -> None:
+    description = json.loads((trained / "pretrain.json").read_text())
+    assert description["configuration"]["seed"] == 0 and "torch" in description["versions"]
+    rows = read_json_lines(trained / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(len(rows))) and len(rows) == 9
+    assert sum("cluster_seconds" in row for row in rows) == 3, "videos are clustered once an epoch"
+    assert list((trained / "tensorboard").glob("events*"))
+    assert len(list((trained / "checkpoints").glob("epoch-*"))) == 2
+
+
+def test_every_epoch_uses_each_captioned_video_once(trained: Path) -> None:
+    for path in (trained / "batches").glob("*.npz"):
+        assert sorted(np.load(path)["rows"].tolist()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]  # the fifth has no captions
+
+
+def test_the_model_encodes_files_and_words_as_extraction_did(trained: Path, tokens: Path, corpus: Path) -> None:
+    model = VideoCLIP.from_pretrained(trained / "model")
+    video = model.encode_video(corpus / "test" / "videos" / "test_0000.mp4", start=3.0, end=9.0)
+    with torch.inference_mode():
+        extracted = torch.from_numpy(np.array(Shards(tokens / "test").tokens(0)[3:9]))
+        expected = model.embed_video(extracted, torch.tensor([6]))[0]
+    torch.testing.assert_close(video, expected, atol=2e-3, rtol=0)
+    assert model.encode_text(["stir the carrot", "press the egg"]).shape == (2, 32)
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_weights(tokens: Path, trained: Path, tmp_path: Path) -> None:
+    """Kill the whole process group after the first checkpoint; run the same command again."""
+    config = training(tokens, tmp_path / "run")
+    (tmp_path / "options.yaml").write_text(
+        f"shards: {config.shards}\noutput: {config.output}\nepochs: 3\nvideos_per_batch: 3\nvocabulary: 300\nthreads: 1\n"
+        "model: {width: 32, layers: 1, heads: 2}\nclips: {clips_per_video: 4, max_words: 24, max_seconds: 16}\n"
+        "optimizer: {learning_rate: 0.001, warmup_steps: 4}\n"
+    )
+    command = [sys.executable, "-m", "pipelines.cli", "pretrain", "--config", str(tmp_path / "options.yaml")]
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(command, cwd=root, start_new_session=True, stderr=subprocess.DEVNULL)
+    first = config.output / "checkpoints" / "epoch-0001" / "state.json"
+    deadline = time.time() + 120
+    while not first.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    for victim in [*children, psutil.Process(process.pid)] if children else []:
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    assert first.exists() and not (config.output / "model").exists(), "killed between two checkpoints"
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, "RAY_ADDRESS": ""})
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, value in weights(trained).items():
+        torch.testing.assert_close(weights(config.output)[name], value, rtol=0, atol=0, msg=name)
+    rows = read_json_lines(config.output / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(9)), "no step is missing or told twice"
+
+
+def test_a_killed_training_worker_is_replaced(ray: None, tokens: Path, trained: Path, tmp_path: Path) -> None:
+    config = training(tokens, tmp_path / "run")
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.time() + 120
+        while not killed and time.time() < deadline:
+            if (config.output / "checkpoints" / "epoch-0001" / "state.json").exists():
+                for process in psutil.process_iter(["cmdline"]):
+                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                        process.send_signal(signal.SIGKILL)
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    pretrain(config)
+    thread.join()
+    assert killed, "the test must have killed a worker"
+    for name, value in weights(trained).items():
+        torch.testing.assert_close(weights(config.output)[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_two_workers_train_together_on_all_videos(ray: None, tokens: Path, tmp_path: Path) -> None:
+    config = training(tokens, tmp_path / "run", workers=2, epochs=2)
+    pretrain(config)
+    rows = read_json_lines(config.output / "metrics.jsonl")
+    assert len(rows) == 2 * 2, "nine videos are three batches, two steps of two workers"
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert sorted(np.load(config.output / "batches" / "clustering-0001.npz")["rows"].tolist()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_a_run_with_other_options_is_refused(trained: Path, tokens: Path) -> None:
+    with pytest.raises(InputError, match="other seed"):
+        pretrain(training(tokens, trained, seed=5))
+
+
+# --- Evaluation and clustering ------------------------------------------------------------------------------------
+
+
+def test_evaluation_reads_the_same_shards(trained: Path, tokens: Path, corpus: Path, tmp_path: Path) -> None:
+    retrieval = evaluate_retrieval(
+        RetrievalConfig(
+            trained / "model", tokens / "test", corpus / "youcookii_annotations_trainval.json", tmp_path / "y" / "m.json"
+        )
+    )
+    steps = sum(len(v.steps) for v in plan_kitchen(KITCHEN) if v.split == "test")
+    assert retrieval["queries"] == steps and retrieval["dropped"] == 0
+    assert len(read_json_lines(tmp_path / "y" / "predictions.jsonl")) == steps
+    moments = evaluate_moments(
+        MomentConfig(
+            corpus / "qvhighlights_val.jsonl", trained / "model", tokens / "test",
+            train_annotations=corpus / "qvhighlights_train.jsonl", output=tmp_path / "q" / "m.json",
+        )
+    )
+    assert set(moments["baseline"]) == set(moments["brief"])
+    scored = evaluate_moments(
+        MomentConfig(
+            corpus / "qvhighlights_val.jsonl", predictions=tmp_path / "q" / "predictions.jsonl",
+            output=tmp_path / "again.json",
+        )
+    )
+    assert scored["brief"] == moments["brief"], "predictions are saved as they were scored"
+
+
+def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:
+    config = ClusterConfig(trained / "model", tokens / "train", tmp_path / "clusters", videos_per_batch=3, clips_per_video=2)
+    batches = cluster(config)
+    captioned = [f"train_{n:04d}" for n in range(10) if n != 4]
+    assert sorted(video for batch in batches for video in batch) == captioned
+    assert np.load(tmp_path / "clusters" / "embeddings.npy").shape == (9, 32)
+    assert cluster(config) == batches
+
+
+# --- The command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dance"], "unknown verb"), (["extract", "--videos", "/nowhere"], "no such folder"),
+        (["extract", "--videos", "CORPUS", "--encoder", "vgg", "--output", "OUT"], "unknown encoder"),
+        (["extract", "--videos", "CORPUS", "--captions", "/nowhere.json", "--output", "OUT"], "no such file"),
+        (["pretrain", "--shards", "/nowhere"], "manifest.json"),
+        (["evaluate", "qvhighlights", "--annotations", "/nowhere.jsonl"], "no such file"),
+        (["demo", "--config", "/nowhere.yaml"], "no such file"),
+        (["demo", "--epochs", "many"], "epochs"), (["extract", "--videos", "CORPUS", "--weights", "/nowhere", "--output", "OUT"], "weights"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    words: list[str], message: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"CORPUS": str(corpus / "test" / "videos"), "OUT": str(tmp_path / "out")}
+    try:
+        code = main([names.get(word, word) for word in words])
+    except SystemExit as stop:  # options that do not parse are tyro's to explain
+        code = stop.code
+    printed = capsys.readouterr()
+    assert code == 2
+    assert message in printed.err + printed.out and "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("verb", [[], ["extract"], ["pretrain"], ["cluster"], ["evaluate", "youcook2"], ["demo"]])
+def test_help_is_there_for_every_verb(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        main([*verb, "--help"])
+    except SystemExit as stop:
+        assert not stop.code
+    assert "videoclip" in capsys.readouterr().out
+
+
+def test_a_yaml_file_fills_options_and_options_win(tmp_path: Path) -> None:
+    import tyro
+
+    from pipelines.cli import _take_config_file
+
+    (tmp_path / "o.yaml").write_text("shards: a\nepochs: 7\nmodel: {width: 64}\n")
+    words, default = _take_config_file(["--epochs", "9", "--config", str(tmp_path / "o.yaml")], PretrainConfig)
+    config = tyro.cli(PretrainConfig, args=words, default=default)
+    assert (config.shards, config.epochs, config.model.width, config.model.heads) == (Path("a"), 9, 64, 12)
+    (tmp_path / "bad.yaml").write_text("epoch: 7\n")
+    with pytest.raises(InputError, match="unknown options epoch"):
+        _take_config_file(["--config", str(tmp_path / "bad.yaml")], PretrainConfig)
