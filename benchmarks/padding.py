@@ -35,7 +35,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     config = VideoCLIPConfig(
-        width=options.width, layers=options.layers, heads=options.width // 64, intermediate=4 * options.width, dropout=0.0
+        width=options.width,
+        layers=options.layers,
+        heads=options.width // 64,
+        intermediate=4 * options.width,
+        dropout=0.0,
     )
     model = VideoCLIP(config)
     seconds = torch.randint(3, 33, (options.pairs,))

@@ -18,7 +18,23 @@ from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
 from videoclip.data.words import train_wordpiece
 
 SECONDS, CAPTIONS, WIDTH = 390, 110, 512
-WORDS = "so now we take the onion and cut it into small even pieces then heat some oil in a pan until it is hot".split()
+WORDS = [
+    "so",
+    "now",
+    "we",
+    "take",
+    "the",
+    "onion",
+    "and",
+    "cut",
+    "it",
+    "into",
+    "small",
+    "even",
+    "pieces",
+    "then",
+    "heat",
+]
 
 
 def write_shards(folder: Path, videos: int) -> Shards:

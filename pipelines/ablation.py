@@ -72,4 +72,7 @@ def as_table(results: dict[str, Any]) -> str:
         cells = [f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" for values in figures.values()]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     seeds = len(next(iter(results.values()))["R@1"])
-    return "\n".join(lines) + f"\n\nPercent, mean and standard deviation over {seeds} seeds, each with a corpus of its own.\n"
+    return (
+        "\n".join(lines)
+        + f"\n\nPercent, mean and standard deviation over {seeds} seeds, each with a corpus of its own.\n"
+    )

@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             place = f" ({error.filename})" if error.filename else ""
-            return _fail(f"cannot write: {os.strerror(error.errno)}{place}; what was finished is kept, run again to go on")
+            return _fail(
+                f"cannot write: {os.strerror(error.errno)}{place}; what was finished is kept, run again to go on"
+            )
         raise
 
 

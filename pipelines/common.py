@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -146,7 +146,7 @@ class Metrics:
         self.path = Path(folder) / "metrics.jsonl"
         rows = read_json_lines(self.path) if self.path.exists() else []
         write_json_lines(self.path, [row for row in rows if row["step"] < first_step])
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
         self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=first_step)
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -166,7 +166,7 @@ class Stopwatch:
     """Seconds spent in named stretches of a run."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:

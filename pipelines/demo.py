@@ -18,8 +18,13 @@ from videoclip.files import read_json, read_json_lines, write_json
 from videoclip.training import OptimizerConfig
 
 MOMENT_ROWS = (
-    "MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mAP@0.5", "MR-full-mAP@0.75",
-    "HL-min-VeryGood-mAP", "HL-min-VeryGood-Hit1",
+    "MR-full-R1@0.5",
+    "MR-full-R1@0.7",
+    "MR-full-mAP",
+    "MR-full-mAP@0.5",
+    "MR-full-mAP@0.75",
+    "HL-min-VeryGood-mAP",
+    "HL-min-VeryGood-Hit1",
 )
 
 
@@ -34,7 +39,7 @@ class DemoConfig:
     """Published X3D-S weights; without them the encoder is a small X3D with random weights."""
     epochs: int = 40
     ablate: bool = False
-    """Compare the paper's choices instead: overlap, clustering, sharing and pooling, three seeds each. Takes an hour."""
+    """Compare the paper's choices instead: overlap, clustering, sharing and pooling, three seeds each. Half an hour."""
     address: str | None = None
     """Ray cluster to join; without it Ray runs on this machine."""
 
@@ -94,8 +99,12 @@ def prepare_corpus(config: DemoConfig, folder: Path) -> Corpus:
     with corpus.stopwatch.measure("extract"):
         encoder = "x3d-s" if config.weights else "x3d-tiny"
         train = ExtractConfig(
-            corpus_folder / "train" / "videos", corpus.train_shards, corpus_folder / "train" / "raw_caption.json",
-            encoder, config.weights, seed=config.seed,
+            corpus_folder / "train" / "videos",
+            corpus.train_shards,
+            corpus_folder / "train" / "raw_caption.json",
+            encoder,
+            config.weights,
+            seed=config.seed,
         )
         extract(train)
         extract(ExtractConfig(corpus_folder / "test" / "videos", corpus.test_shards, encoder_from=corpus.train_shards))
@@ -144,13 +153,17 @@ def evaluate(corpus: Corpus, model: Path, output: Path) -> tuple[dict[str, Any],
     """Retrieval over the held-out clips and localisation of the held-out queries."""
     retrieval = evaluate_retrieval(
         RetrievalConfig(
-            model, corpus.test_shards, corpus.folder / "youcookii_annotations_trainval.json",
+            model,
+            corpus.test_shards,
+            corpus.folder / "youcookii_annotations_trainval.json",
             output / "youcook2" / "metrics.json",
         )
     )
     moments = evaluate_moments(
         MomentConfig(
-            corpus.folder / "qvhighlights_val.jsonl", model, corpus.test_shards,
+            corpus.folder / "qvhighlights_val.jsonl",
+            model,
+            corpus.test_shards,
             train_annotations=corpus.folder / "qvhighlights_train.jsonl",
             output=output / "qvhighlights" / "metrics.json",
         )
@@ -164,9 +177,7 @@ def publish_model(result: PretrainResult, target: Path) -> None:
         target.symlink_to(Path("pretrain") / "model", target_is_directory=True)
 
 
-def _report(
-    config: DemoConfig, corpus: Corpus, retrieval: dict[str, Any], moments: dict[str, Any]
-) -> dict[str, Any]:
+def _report(config: DemoConfig, corpus: Corpus, retrieval: dict[str, Any], moments: dict[str, Any]) -> dict[str, Any]:
     seconds = corpus.stopwatch.seconds
     return {
         "corpus": {
@@ -205,7 +216,14 @@ def _write_page(
     from videoclip.data.qvhighlights import read_qvhighlights
     from videoclip.evaluation.moments import read_predictions
     from videoclip.evaluation.report import (
-        Section, Table, choose_examples, moment_example, render_report, retrieval_example, training_curve, videos_by_id,
+        Section,
+        Table,
+        choose_examples,
+        moment_example,
+        render_report,
+        retrieval_example,
+        training_curve,
+        videos_by_id,
     )
 
     videos = videos_by_id(corpus.folder / "test" / "videos")
@@ -256,4 +274,3 @@ def _write_page(
 
 def _spread(total: int, count: int) -> list[int]:
     return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(min(count, total))})
-

@@ -57,7 +57,9 @@ def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
     model, shards = load_model_and_shards(config.model, config.shards)
     clips = gather_clips(shards, read_youcook2(config.annotations, config.subset), model.config.max_seconds)
     with torch.inference_mode():
-        videos = model.embed_video(torch.from_numpy(clips.tokens), torch.from_numpy(clips.lengths)).float().cpu().numpy()
+        videos = (
+            model.embed_video(torch.from_numpy(clips.tokens), torch.from_numpy(clips.lengths)).float().cpu().numpy()
+        )
     texts = model.encode_text([clip.sentence for clip in clips.clips]).cpu().numpy()
     ranks = ranks_of_positives(texts, videos)
     metrics = {**retrieval_metrics(ranks), "dropped": clips.dropped, "video_to_text": _backward(texts, videos)}
@@ -127,5 +129,7 @@ def load_model_and_shards(model_folder: Path, shards_folder: Path) -> tuple[Any,
     model = VideoCLIP.from_pretrained(model_folder)
     shards = Shards(shards_folder)
     if model.config.video_encoder:
-        check_encoder(shards.manifest, model.config.video_encoder, "the encoder the model was trained on", shards_folder)
+        check_encoder(
+            shards.manifest, model.config.video_encoder, "the encoder the model was trained on", shards_folder
+        )
     return (model.to("cuda") if torch.cuda.is_available() else model), shards

@@ -32,7 +32,7 @@ class ExtractConfig:
     output: Path = Path("runs/tokens")
     """Folder for the shards."""
     captions: Path | None = None
-    """HowTo100M raw_caption.json, or a folder of <video_id>.csv. Without it the videos can be searched, not trained on."""
+    """HowTo100M raw_caption.json, or a folder of <video_id>.csv; needed for training only."""
     encoder: str = "x3d-s"
     """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m or x3d-l."""
     weights: Path | None = None
@@ -72,7 +72,8 @@ def extract(config: ExtractConfig) -> Shards:
         missing = [video_id for video_id in done if video_id not in paths]
         if missing:
             raise InputError(
-                f"{config.output}: holds the tokens of other videos, for instance {missing[0]!r}; choose another --output"
+                f"{config.output}: holds the tokens of other videos, for instance {missing[0]!r}; "
+                "choose another --output"
             )
     else:
         done = set()
@@ -101,7 +102,9 @@ def _videos_by_id(folder: Path, quarantine: Quarantine) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for path in find_videos(folder):
         if path.stem in paths:
-            quarantine.add(path.stem, f"{path}: the id is taken by {paths[path.stem]}; the second file is left out", "file")
+            quarantine.add(
+                path.stem, f"{path}: the id is taken by {paths[path.stem]}; the second file is left out", "file"
+            )
         else:
             paths[path.stem] = path
     return paths
@@ -163,7 +166,9 @@ def _calibration_clips(encoder: Any, videos: list[Path], config: ExtractConfig) 
     clips: list[np.ndarray] = []
     for path in chosen:
         try:
-            of_video = list(_first_minutes(clips_of_seconds(decode_seconds(path, encoder.frame_format), encoder.frame_offsets)))
+            of_video = list(
+                _first_minutes(clips_of_seconds(decode_seconds(path, encoder.frame_format), encoder.frame_offsets))
+            )
         except InputError:
             continue
         clips += [of_video[i] for i in np.unique(np.linspace(0, len(of_video) - 1, wanted).astype(int))]
@@ -202,7 +207,7 @@ def _encode(todo: list[tuple[str, Path]], config: ExtractConfig, encoder_folder:
         rows = [{"video_id": i, "path": str(p.resolve())} for i, p in todo[first : first + VIDEOS_AT_ONCE]]
         workers = min(config.workers or cluster_processors(), len(rows))
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            EncodeVideo,
+            EncodeVideo,  # type: ignore[arg-type]  # a class of callables is what Ray Data wants for actors
             fn_constructor_args=(str(encoder_folder.resolve()), attempts),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,

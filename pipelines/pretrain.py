@@ -59,7 +59,7 @@ class PretrainConfig:
     recluster_every: int = 1
     """Epochs between two clusterings."""
     text: str = "wordpiece"
-    """`wordpiece`: a vocabulary fitted to the captions with trainable embeddings; or a folder or hub id of a frozen encoder."""
+    """`wordpiece`: a vocabulary fitted to the captions and trained; or a frozen encoder's folder or hub id."""
     vocabulary: int = 8000
     """Most entries of that vocabulary."""
     model: ModelSize = field(default_factory=ModelSize)
@@ -179,7 +179,12 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:
     )
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"config": config, "identity": identity, "threads": threads, "output": config.output.resolve()},
+        train_loop_config={
+            "config": config,
+            "identity": identity,
+            "threads": threads,
+            "output": config.output.resolve(),
+        },
         scaling_config=scaling,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=ray.train.RunConfig(
@@ -267,31 +272,18 @@ def _train_worker(arguments: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import prepare_model
 
-    from videoclip.data.clips import ClipSampler
-    from videoclip.data.shards import Shards
-    from videoclip.data.words import WordTokenizer
-    from videoclip.training import (
-        ClipEmbedder, epoch_batches, load_checkpoint, make_optimizer, save_checkpoint, spread_batches, train_epoch,
-    )
+    from videoclip.training import ClipEmbedder, epoch_batches, save_checkpoint, spread_batches, train_epoch
 
     config: PretrainConfig = arguments["config"]
     output: Path = arguments["output"]
     torch.set_num_threads(arguments["threads"])
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    torch.manual_seed(config.seed)  # the same initial weights everywhere
-    shards = Shards(config.shards.resolve())
-    tokenizer = WordTokenizer.load(output / "text")
-    _in_turn(rank, workers, lambda: ClipSampler(shards, tokenizer, config.clips, output))
-    sampler = ClipSampler(shards, tokenizer, config.clips, output)
+    sampler, tokenizer = _open_sampler(config, output, rank, workers)
     rows = sampler.usable_rows()
     if not len(rows):
         raise InputError(f"{config.shards}: no video has captions; run `videoclip extract` with --captions")
-    model = _build_model(config, shards, tokenizer)
-    optimizer = make_optimizer(model, config.optimizer)
-    state, checkpoint = TrainingState(), latest_checkpoint(output)
-    if checkpoint:
-        state = load_checkpoint(checkpoint, model, optimizer, arguments["identity"])
+    model, optimizer, state = _start_or_continue(config, sampler.shards, tokenizer, output, arguments["identity"])
     embedder = prepare_model(ClipEmbedder(model))
     _move_optimizer(optimizer, model)
     total_steps = config.epochs * -(-len(rows) // (config.videos_per_batch * workers))
@@ -302,18 +294,14 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         torch.manual_seed(int(np.random.default_rng([config.seed, state.epoch, rank]).integers(2**62)))
         extra: dict[str, float] = {"epoch": state.epoch}
         if not batches or state.epoch % config.recluster_every == 0:
-            start = time.perf_counter()
-            batches = _cluster(model, sampler, rows, config, state.epoch // config.recluster_every, rank, workers, output)
+            start, number = time.perf_counter(), state.epoch // config.recluster_every
+            batches = _cluster(model, sampler, rows, config, number, rank, workers, output)
             extra["cluster_seconds"] = time.perf_counter() - start
-        steps = spread_batches(batches, workers)
-
-        def report(step: int, values: dict[str, float]) -> None:
+        drawn = epoch_batches(sampler, spread_batches(batches, workers), config.seed, state.epoch, rank)
+        for step, values in train_epoch(embedder, optimizer, drawn, state, total_steps, config.optimizer):
             if metrics:
                 metrics.add(step, {**values, **extra})
-                extra.pop("cluster_seconds", None)
-
-        drawn = epoch_batches(sampler, steps, config.seed, state.epoch, rank)
-        train_epoch(embedder, optimizer, drawn, state, total_steps, config.optimizer, report)
+            extra.pop("cluster_seconds", None)
         if rank == 0:
             folder = output / "checkpoints" / f"epoch-{state.epoch:04d}"
             save_checkpoint(folder, model, optimizer, state, arguments["identity"])
@@ -321,7 +309,36 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         ray.train.report({"epoch": state.epoch})
     if metrics:
         metrics.close()
-        _save_model(model, config, shards, output)
+        _save_model(model, sampler.shards, output)
+
+
+def _open_sampler(config: PretrainConfig, output: Path, rank: int, workers: int) -> tuple[Any, Any]:
+    """The clip sampler over the shards, and the run's tokenizer."""
+    from videoclip.data.clips import ClipSampler
+    from videoclip.data.shards import Shards
+    from videoclip.data.words import WordTokenizer
+
+    shards = Shards(config.shards.resolve())
+    tokenizer = WordTokenizer.load(output / "text")
+    # The first worker leaves the captions' word ids on disk; the others then find them.
+    _in_turn(rank, workers, lambda: ClipSampler(shards, tokenizer, config.clips, output))
+    return ClipSampler(shards, tokenizer, config.clips, output), tokenizer
+
+
+def _start_or_continue(
+    config: PretrainConfig, shards: Any, tokenizer: Any, output: Path, identity: dict[str, Any]
+) -> tuple[Any, Any, TrainingState]:
+    """Model, optimiser and state: new ones, or those of the latest checkpoint."""
+    import torch
+
+    from videoclip.training import load_checkpoint, make_optimizer
+
+    torch.manual_seed(config.seed)  # the same initial weights everywhere
+    model = _build_model(config, shards, tokenizer)
+    optimizer = make_optimizer(model, config.optimizer)
+    checkpoint = latest_checkpoint(output)
+    state = load_checkpoint(checkpoint, model, optimizer, identity) if checkpoint else TrainingState()
+    return model, optimizer, state
 
 
 def _in_turn(rank: int, workers: int, action: Any) -> None:
@@ -383,7 +400,14 @@ def _move_optimizer(optimizer: Any, model: Any) -> None:
 
 
 def _cluster(
-    model: Any, sampler: Any, rows: np.ndarray, config: PretrainConfig, number: int, rank: int, workers: int, output: Path
+    model: Any,
+    sampler: Any,
+    rows: np.ndarray,
+    config: PretrainConfig,
+    number: int,
+    rank: int,
+    workers: int,
+    output: Path,
 ) -> list[np.ndarray]:
     """The batches of the next epochs: every worker embeds a share, the first clusters, all get the same answer.
 
@@ -429,7 +453,7 @@ def _drop_old_checkpoints(output: Path) -> None:
         shutil.rmtree(path)
 
 
-def _save_model(model: Any, config: PretrainConfig, shards: Any, output: Path) -> None:
+def _save_model(model: Any, shards: Any, output: Path) -> None:
     """The finished model with everything that `encode_video` and `encode_text` need, under its name only when whole."""
     from videoclip.encoders.video_encoder import load_video_encoder
 

@@ -13,7 +13,7 @@ from videoclip.data.captions import Captions
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
 
 REFERENCE = Path(os.environ.get("VIDEOCLIP_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
-WORDS = "chop stir pour the onion carrot egg into pan bowl now slowly until golden brown and set aside".split()
+WORDS = ["chop", "stir", "pour", "the", "onion", "carrot", "egg", "into", "pan", "bowl", "now", "slowly", "until"]
 
 
 @pytest.fixture
@@ -60,8 +60,9 @@ def write_video(
     aspect: tuple[int, int] | None = None,
 ) -> Path:
     """Encode `picture(n)` (uint8 [H, W, 3]) to be shown at `times[n]` seconds."""
-    import av
     from fractions import Fraction
+
+    import av
 
     height, width = picture(0).shape[:2]
     with av.open(str(path), "w") as container:

@@ -23,7 +23,10 @@ def test_lines_that_cannot_be_used_are_left_out_and_counted() -> None:
     assert kept.text == ["a a", "b"]
     assert kept.start.tolist() == [1, 5]
     assert rejected == {
-        "end is not after start": 1, "text is empty": 1, "text is not a string": 1, "start or end is not a number": 2,
+        "end is not after start": 1,
+        "text is empty": 1,
+        "text is not a string": 1,
+        "start or end is not a number": 2,
         "outside the video": 1,
     }
 

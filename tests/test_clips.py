@@ -25,7 +25,13 @@ def videos(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     starts = np.concatenate([np.sort(generator.uniform(0, s, c)) for s, c in zip(seconds, captions)]).astype(np.float32)
     ends = (starts + generator.uniform(0.1, 8, len(starts))).astype(np.float32)
     ends = np.minimum(ends, np.repeat(seconds, captions) + np.float32(0.5))
-    return starts, np.maximum(ends, starts + np.float32(0.01)), generator.integers(1, 40, len(starts)), captions, seconds
+    return (
+        starts,
+        np.maximum(ends, starts + np.float32(0.01)),
+        generator.integers(1, 40, len(starts)),
+        captions,
+        seconds,
+    )
 
 
 @given(videos(), st.integers(0, 1000), st.sampled_from(["overlap", "exact"]))
@@ -120,7 +126,9 @@ def test_a_fitted_vocabulary_is_the_same_in_every_process() -> None:
         "print(train_wordpiece(texts, 90).fingerprint())"
     )
     root = Path(__file__).parents[1]
-    prints = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout for _ in range(4)}
+    prints = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout for _ in range(4)
+    }
     assert len(prints) == 1 and prints != {""}
 
 

@@ -95,7 +95,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     with pytest.raises(InputError, match="no such weights"):
         X3D("tiny", path)
     torch.save({"model_state": {"blocks.0.weight": torch.zeros(3)}}, path)
-    with pytest.raises(InputError, match="not the weights of x3d-tiny"):
+    with pytest.raises(InputError, match="not the weights of this network"):
         X3D("tiny", path)
     torch.save({"something": torch.zeros(3)}, path)
     with pytest.raises(InputError, match="model_state"):
@@ -189,8 +189,17 @@ def test_a_frozen_text_encoder_travels_with_the_model(tmp_path: Path) -> None:
     encoder = FrozenTextEncoder(str(tiny_bert(tmp_path / "bert")))
     model = VideoCLIP(
         VideoCLIPConfig(
-            video_dimension=8, width=16, layers=1, heads=2, intermediate=32, text="frozen", text_dimension=24,
-            vocabulary=encoder.tokenizer.vocabulary, positions=128, cls_id=2, sep_id=3,
+            video_dimension=8,
+            width=16,
+            layers=1,
+            heads=2,
+            intermediate=32,
+            text="frozen",
+            text_dimension=24,
+            vocabulary=encoder.tokenizer.vocabulary,
+            positions=128,
+            cls_id=2,
+            sep_id=3,
         )
     ).eval()
     model.set_frozen("tokenizer", encoder.tokenizer)

@@ -14,7 +14,12 @@ from videoclip.data.youcook2 import read_youcook2
 from videoclip.errors import InputError
 from videoclip.evaluation.baseline import query_blind_predictions
 from videoclip.evaluation.localization import (
-    LocalizationConfig, _candidate_windows, excess_over_threshold, find_moments, second_features, sliding_windows,
+    LocalizationConfig,
+    _candidate_windows,
+    excess_over_threshold,
+    find_moments,
+    second_features,
+    sliding_windows,
     suppress_overlaps,
 )
 from videoclip.evaluation.moments import MomentPrediction, moment_metrics, overlap, read_predictions
@@ -42,7 +47,13 @@ def test_rank_counts_the_strictly_better_clips_plus_one() -> None:
     queries = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]])
     assert ranks_of_positives(queries, gallery).tolist() == [2, 1, 2, 2]  # ties cost nothing
     assert retrieval_metrics(np.array([1, 2, 6, 11])) == {
-        "queries": 4, "R@1": 25.0, "R@5": 50.0, "R@10": 75.0, "MedR": 4.0, "MeanR": 5.0, "chance_R@1": 25.0,
+        "queries": 4,
+        "R@1": 25.0,
+        "R@5": 50.0,
+        "R@10": 75.0,
+        "MedR": 4.0,
+        "MeanR": 5.0,
+        "chance_R@1": 25.0,
     }
 
 
@@ -78,8 +89,10 @@ def test_youcook2_reads_the_json_and_the_csv(tmp_path: Path, reference: Path) ->
 @pytest.mark.parametrize(
     ("annotation", "reason"),
     [
-        ({"segment": [5, 5], "sentence": "a"}, "cannot be"), ({"segment": [1, 2], "sentence": " "}, "sentence"),
-        ({"segment": [1], "sentence": "a"}, "segment"), ({"segment": ["x", 2], "sentence": "a"}, "not a number"),
+        ({"segment": [5, 5], "sentence": "a"}, "cannot be"),
+        ({"segment": [1, 2], "sentence": " "}, "sentence"),
+        ({"segment": [1], "sentence": "a"}, "segment"),
+        ({"segment": ["x", 2], "sentence": "a"}, "not a number"),
     ],
 )
 def test_youcook2_clips_that_cannot_be_are_named(tmp_path: Path, annotation: dict, reason: str) -> None:
@@ -163,7 +176,8 @@ def test_highlight_precision_agrees_with_the_precision_recall_curve(seed: int) -
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", r":2: not valid JSON"), ('{"qid": 1, "pred_relevant_windows": [[0, 2, 1]]}', ":2: .*appears twice"),
+        ("{", r":2: not valid JSON"),
+        ('{"qid": 1, "pred_relevant_windows": [[0, 2, 1]]}', ":2: .*appears twice"),
         ('{"qid": 2, "pred_relevant_windows": [[4, 4, 1]]}', ":2: .*cannot be"),
         ('{"qid": 2, "pred_relevant_windows": [[0, 4, NaN]]}', ":2: .*not finite"),
         ('{"qid": 2, "pred_relevant_windows": [[0, 4]]}', ":2: .*3 numbers"),
@@ -247,4 +261,6 @@ def test_the_page_is_self_contained_escapes_what_it_shows_and_puts_failures_firs
     render_report(path, "Title", "summary", tables, [], [Section("S", "n", [*examples, Example("plain", "x")])])
     page = path.read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "a &amp; b" in page and "<svg" in page
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )

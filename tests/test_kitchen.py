@@ -8,7 +8,16 @@ import pytest
 
 from videoclip.data.captions import read_captions
 from videoclip.data.kitchen import (
-    ACTIONS, FPS, KitchenConfig, Step, caption, motion, narrate, plan_kitchen, render_video, write_annotations,
+    ACTIONS,
+    FPS,
+    KitchenConfig,
+    Step,
+    caption,
+    motion,
+    narrate,
+    plan_kitchen,
+    render_video,
+    write_annotations,
 )
 from videoclip.data.qvhighlights import read_qvhighlights
 from videoclip.data.video import FrameFormat, decode_seconds
@@ -36,7 +45,8 @@ def test_one_frame_does_not_suffice_to_tell_an_action(pair: int) -> None:
     for column in range(3):  # x, y and size take the same values equally often
         np.testing.assert_allclose(
             np.quantile(shown[0][:, column], np.linspace(0, 1, 11)),
-            np.quantile(shown[1][:, column], np.linspace(0, 1, 11)), atol=1.0,
+            np.quantile(shown[1][:, column], np.linspace(0, 1, 11)),
+            atol=1.0,
         )
     pace = [np.median(np.abs(np.diff(rows, axis=0)).sum(1)) for rows in shown]
     assert pace[1] > 2 * pace[0], "only the order and pace of the frames differ"
@@ -56,7 +66,24 @@ def test_narration_rolls_drifts_and_wanders() -> None:
     pairs = [(a, b) for n in narrations for a, b in zip(n["text"], n["text"][1:])]
     rolling = [any(a.split()[-n:] == b.split()[:n] for n in range(2, 20)) for a, b in pairs]
     assert 0.4 < np.mean(rolling) < 0.6, "half of the lines repeat their predecessor"
-    unrelated = [any(w in t for w in ("subscribe", "grandma", "apron", "comments", "holiday", "sponsored", "neighbours", "kid", "next week")) for n in narrations for t in n["text"]]
+    unrelated = [
+        any(
+            w in t
+            for w in (
+                "subscribe",
+                "grandma",
+                "apron",
+                "comments",
+                "holiday",
+                "sponsored",
+                "neighbours",
+                "kid",
+                "next week",
+            )
+        )
+        for n in narrations
+        for t in n["text"]
+    ]
     assert 0.15 < np.mean(unrelated) < 0.55  # a rolling line may show the unrelated one before it
     kept, rejected = read_captions(narrations[0], 100)
     assert len(kept) > 5 and not rejected
@@ -64,9 +91,11 @@ def test_narration_rolls_drifts_and_wanders() -> None:
 
 def test_videos_of_one_recipe_share_ingredients() -> None:
     videos = plan_kitchen(KitchenConfig(train_videos=96, test_videos=1, recipes=24))
+
     def shared(a: int, b: int) -> float:
         one, two = ({step.ingredient for step in videos[i].steps} for i in (a, b))
         return len(one & two) / len(one | two)
+
     same = np.mean([shared(i, i + 24) for i in range(48)])
     different = np.mean([shared(i, i + 25) for i in range(48)])
     assert same > different + 0.2

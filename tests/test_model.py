@@ -16,8 +16,18 @@ from videoclip.losses import contrastive_loss
 from videoclip.model import VideoCLIP, VideoCLIPConfig
 
 TINY = VideoCLIPConfig(
-    video_dimension=12, width=32, layers=2, video_layers=1, heads=4, intermediate=64, vocabulary=50, positions=80,
-    max_seconds=16, max_words=20, cls_id=2, sep_id=3,
+    video_dimension=12,
+    width=32,
+    layers=2,
+    video_layers=1,
+    heads=4,
+    intermediate=64,
+    vocabulary=50,
+    positions=80,
+    max_seconds=16,
+    max_words=20,
+    cls_id=2,
+    sep_id=3,
 )
 
 
@@ -34,8 +44,11 @@ def padded(lengths: list[int], generator: torch.Generator, extra: int) -> tuple[
 
 
 @given(
-    st.lists(st.integers(1, 16), min_size=1, max_size=6), st.integers(0, 5), st.integers(0, 99),
-    st.sampled_from(["shared", "separate"]), st.sampled_from(["mean", "cls"]),
+    st.lists(st.integers(1, 16), min_size=1, max_size=6),
+    st.integers(0, 5),
+    st.integers(0, 99),
+    st.sampled_from(["shared", "separate"]),
+    st.sampled_from(["mean", "cls"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_padding_composition_and_order_never_change_an_embedding(
@@ -82,7 +95,10 @@ def _padded_video_features(model: VideoCLIP, tokens: torch.Tensor, lengths: list
     x = bert.embeddings(x, positions, torch.zeros_like(positions))
     for layer in bert.encoder.layer:
         attention = layer.attention.self
-        q, k, v = (part(x).unflatten(-1, (TINY.heads, -1)).transpose(1, 2) for part in (attention.query, attention.key, attention.value))
+        q, k, v = (
+            part(x).unflatten(-1, (TINY.heads, -1)).transpose(1, 2)
+            for part in (attention.query, attention.key, attention.value)
+        )
         scores = (q @ k.transpose(-1, -2)) / (TINY.width // TINY.heads) ** 0.5
         weights = scores.masked_fill(~valid[:, None, None], -torch.inf).softmax(-1)
         x = layer.attention.output((weights @ v).transpose(1, 2).flatten(2), x)
@@ -165,8 +181,17 @@ def weight_by_name(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def reference_model() -> VideoCLIP:
     config = VideoCLIPConfig(
-        width=64, layers=3, video_layers=2, heads=4, intermediate=128, transformer="separate", vocabulary=1000,
-        max_words=61, normalize=False, temperature=1.0, train_temperature=False,
+        width=64,
+        layers=3,
+        video_layers=2,
+        heads=4,
+        intermediate=128,
+        transformer="separate",
+        vocabulary=1000,
+        max_words=61,
+        normalize=False,
+        temperature=1.0,
+        train_temperature=False,
     )
     model = VideoCLIP(config).eval()
     state = model.state_dict()

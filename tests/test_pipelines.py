@@ -67,8 +67,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def extraction(corpus: Path, output: Path) -> ExtractConfig:
     return ExtractConfig(
-        corpus / "train" / "videos", output, corpus / "train" / "raw_caption.json", "x3d-tiny",
-        calibration_clips=24, videos_per_part=4,
+        corpus / "train" / "videos",
+        output,
+        corpus / "train" / "raw_caption.json",
+        "x3d-tiny",
+        calibration_clips=24,
+        videos_per_part=4,
     )
 
 
@@ -83,9 +87,15 @@ def tokens(ray: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def training(tokens: Path, output: Path, **changes: object) -> PretrainConfig:
     config = PretrainConfig(
-        tokens / "train", output, epochs=3, videos_per_batch=3, vocabulary=300,
-        model=ModelSize(width=32, layers=1, heads=2), clips=ClipConfig(clips_per_video=4, max_words=24, max_seconds=16),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4), threads=1,
+        tokens / "train",
+        output,
+        epochs=3,
+        videos_per_batch=3,
+        vocabulary=300,
+        model=ModelSize(width=32, layers=1, heads=2),
+        clips=ClipConfig(clips_per_video=4, max_words=24, max_seconds=16),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
+        threads=1,
     )
     return replace(config, **changes)
 
@@ -107,9 +117,15 @@ def test_bad_files_go_to_quarantine_with_their_reason_and_the_rest_is_finished(t
     rows = read_json_lines(tokens / "train" / "quarantine.jsonl")
     reasons = {(row["video_id"], row["what"]): row["reason"] for row in rows}
     for key, part in {
-        ("empty", "video"): "empty", ("text", "video"): "not a video", ("cut", "video"): "", ("audio", "video"): "no video",
-        ("one", "video"): "single picture", ("train_0001", "file"): "taken", ("../../x", "captions"): "path",
-        ("nowhere", "captions"): "not there", ("train_0004", "captions"): "cannot be used",
+        ("empty", "video"): "empty",
+        ("text", "video"): "not a video",
+        ("cut", "video"): "",
+        ("audio", "video"): "no video",
+        ("one", "video"): "single picture",
+        ("train_0001", "file"): "taken",
+        ("../../x", "captions"): "path",
+        ("nowhere", "captions"): "not there",
+        ("train_0004", "captions"): "cannot be used",
     }.items():
         assert part in reasons[key], key
     of_third = [row["reason"] for row in rows if row["video_id"] == "train_0003"]
@@ -211,7 +227,8 @@ def test_a_killed_run_continues_and_ends_with_the_same_weights(tokens: Path, tra
     """Kill the whole process group after the first checkpoint; run the same command again."""
     config = training(tokens, tmp_path / "run")
     (tmp_path / "options.yaml").write_text(
-        f"shards: {config.shards}\noutput: {config.output}\nepochs: 3\nvideos_per_batch: 3\nvocabulary: 300\nthreads: 1\n"
+        f"shards: {config.shards}\noutput: {config.output}\nepochs: 3\nvideos_per_batch: 3\n"
+        "vocabulary: 300\nthreads: 1\n"
         "model: {width: 32, layers: 1, heads: 2}\nclips: {clips_per_video: 4, max_words: 24, max_seconds: 16}\n"
         "optimizer: {learning_rate: 0.001, warmup_steps: 4}\n"
     )
@@ -268,7 +285,17 @@ def test_two_workers_train_together_on_all_videos(ray: None, tokens: Path, tmp_p
     rows = read_json_lines(config.output / "metrics.jsonl")
     assert len(rows) == 2 * 2, "nine videos are three batches, two steps of two workers"
     assert all(np.isfinite(row["loss"]) for row in rows)
-    assert sorted(np.load(config.output / "batches" / "clustering-0001.npz")["rows"].tolist()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert sorted(np.load(config.output / "batches" / "clustering-0001.npz")["rows"].tolist()) == [
+        0,
+        1,
+        2,
+        3,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]
 
 
 def test_a_run_with_other_options_is_refused(trained: Path, tokens: Path) -> None:
@@ -282,7 +309,10 @@ def test_a_run_with_other_options_is_refused(trained: Path, tokens: Path) -> Non
 def test_evaluation_reads_the_same_shards(trained: Path, tokens: Path, corpus: Path, tmp_path: Path) -> None:
     retrieval = evaluate_retrieval(
         RetrievalConfig(
-            trained / "model", tokens / "test", corpus / "youcookii_annotations_trainval.json", tmp_path / "y" / "m.json"
+            trained / "model",
+            tokens / "test",
+            corpus / "youcookii_annotations_trainval.json",
+            tmp_path / "y" / "m.json",
         )
     )
     steps = sum(len(v.steps) for v in plan_kitchen(KITCHEN) if v.split == "test")
@@ -290,14 +320,18 @@ def test_evaluation_reads_the_same_shards(trained: Path, tokens: Path, corpus: P
     assert len(read_json_lines(tmp_path / "y" / "predictions.jsonl")) == steps
     moments = evaluate_moments(
         MomentConfig(
-            corpus / "qvhighlights_val.jsonl", trained / "model", tokens / "test",
-            train_annotations=corpus / "qvhighlights_train.jsonl", output=tmp_path / "q" / "m.json",
+            corpus / "qvhighlights_val.jsonl",
+            trained / "model",
+            tokens / "test",
+            train_annotations=corpus / "qvhighlights_train.jsonl",
+            output=tmp_path / "q" / "m.json",
         )
     )
     assert set(moments["baseline"]) == set(moments["brief"])
     scored = evaluate_moments(
         MomentConfig(
-            corpus / "qvhighlights_val.jsonl", predictions=tmp_path / "q" / "predictions.jsonl",
+            corpus / "qvhighlights_val.jsonl",
+            predictions=tmp_path / "q" / "predictions.jsonl",
             output=tmp_path / "again.json",
         )
     )
@@ -305,7 +339,9 @@ def test_evaluation_reads_the_same_shards(trained: Path, tokens: Path, corpus: P
 
 
 def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:
-    config = ClusterConfig(trained / "model", tokens / "train", tmp_path / "clusters", videos_per_batch=3, clips_per_video=2)
+    config = ClusterConfig(
+        trained / "model", tokens / "train", tmp_path / "clusters", videos_per_batch=3, clips_per_video=2
+    )
     batches = cluster(config)
     captioned = [f"train_{n:04d}" for n in range(10) if n != 4]
     assert sorted(video for batch in batches for video in batch) == captioned
@@ -319,13 +355,15 @@ def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["dance"], "unknown verb"), (["extract", "--videos", "/nowhere"], "no such folder"),
+        (["dance"], "unknown verb"),
+        (["extract", "--videos", "/nowhere"], "no such folder"),
         (["extract", "--videos", "CORPUS", "--encoder", "vgg", "--output", "OUT"], "unknown encoder"),
         (["extract", "--videos", "CORPUS", "--captions", "/nowhere.json", "--output", "OUT"], "no such file"),
         (["pretrain", "--shards", "/nowhere"], "manifest.json"),
         (["evaluate", "qvhighlights", "--annotations", "/nowhere.jsonl"], "no such file"),
         (["demo", "--config", "/nowhere.yaml"], "no such file"),
-        (["demo", "--epochs", "many"], "epochs"), (["extract", "--videos", "CORPUS", "--weights", "/nowhere", "--output", "OUT"], "weights"),
+        (["demo", "--epochs", "many"], "epochs"),
+        (["extract", "--videos", "CORPUS", "--weights", "/nowhere", "--output", "OUT"], "weights"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(

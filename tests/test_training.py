@@ -16,8 +16,17 @@ from videoclip.errors import InputError
 from videoclip.model import VideoCLIP, VideoCLIPConfig
 from videoclip.retrieval import cluster_videos
 from videoclip.training import (
-    ClipEmbedder, OptimizerConfig, TrainingState, embed_videos, epoch_batches, learning_rate, load_checkpoint,
-    make_optimizer, save_checkpoint, spread_batches, train_epoch,
+    ClipEmbedder,
+    OptimizerConfig,
+    TrainingState,
+    embed_videos,
+    epoch_batches,
+    learning_rate,
+    load_checkpoint,
+    make_optimizer,
+    save_checkpoint,
+    spread_batches,
+    train_epoch,
 )
 
 OPTIMIZER = OptimizerConfig(learning_rate=2e-3, warmup_steps=5)
@@ -27,8 +36,15 @@ def make_model(vocabulary: int) -> VideoCLIP:
     torch.manual_seed(0)
     return VideoCLIP(
         VideoCLIPConfig(
-            video_dimension=16, width=32, layers=1, heads=2, intermediate=64, vocabulary=vocabulary, cls_id=2,
-            sep_id=3, dropout=0.0,
+            video_dimension=16,
+            width=32,
+            layers=1,
+            heads=2,
+            intermediate=64,
+            vocabulary=vocabulary,
+            cls_id=2,
+            sep_id=3,
+            dropout=0.0,
         )
     )
 
@@ -56,7 +72,8 @@ def run(sampler: ClipSampler, epochs: int, stop: int = 0, folder: Path | None = 
         embeddings = embed_videos(model, sampler, rows, 1, state.epoch)
         batches = [rows[batch] for batch in cluster_videos(embeddings, 5, state.epoch)]
         drawn = epoch_batches(sampler, spread_batches(batches, 1), 1, state.epoch)
-        train_epoch(ClipEmbedder(model), optimizer, drawn, state, 60, OPTIMIZER, lambda _, m: losses.append(m["loss"]))
+        epoch = train_epoch(ClipEmbedder(model), optimizer, drawn, state, 60, OPTIMIZER)
+        losses += [metrics["loss"] for _, metrics in epoch]
     return model, losses
 
 

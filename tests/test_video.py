@@ -113,8 +113,12 @@ def test_files_that_are_no_videos_are_named_with_their_reason(tmp_path: Path) ->
     write_audio(tmp_path / "audio.mp4")
     write_video(tmp_path / "one.mp4", [0.0], lambda n: grey(100))
     for name, reason in (
-        ("missing.mp4", "no such video file"), ("empty.mp4", "empty"), ("text.mp4", "not a video"),
-        ("half.mp4", "not a video|truncated|damaged"), ("audio.mp4", "no video stream"), ("one.mp4", "single picture"),
+        ("missing.mp4", "no such video file"),
+        ("empty.mp4", "empty"),
+        ("text.mp4", "not a video"),
+        ("half.mp4", "not a video|truncated|damaged"),
+        ("audio.mp4", "no video stream"),
+        ("one.mp4", "single picture"),
     ):
         with pytest.raises(InputError, match=reason) as error:
             decode(tmp_path / name)

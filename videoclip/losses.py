@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def contrastive_loss(
-    video: Tensor, text: Tensor, temperature: Tensor | float = 1.0, gathered: tuple[Tensor, Tensor] | None = None,
+    video: Tensor,
+    text: Tensor,
+    temperature: Tensor | float = 1.0,
+    gathered: tuple[Tensor, Tensor] | None = None,
     first: int = 0,
 ) -> Tensor:
     """Cross-entropy(video -> text) + cross-entropy(text -> video), summed and not halved, as the release has it.

@@ -9,14 +9,12 @@ Parameter names are those of the public release (and so of BERT), so a checkpoin
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,12 +68,16 @@ class VideoCLIPConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("transformer", ("shared", "separate")), ("pooling", ("mean", "cls")), ("text", ("embeddings", "frozen"))
+            ("transformer", ("shared", "separate")),
+            ("pooling", ("mean", "cls")),
+            ("text", ("embeddings", "frozen")),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if not 0 <= self.cls_id < self.vocabulary or not 0 <= self.sep_id < self.vocabulary:
-            raise InputError(f"cls_id {self.cls_id} and sep_id {self.sep_id} must lie in a vocabulary of {self.vocabulary}")
+            raise InputError(
+                f"cls_id {self.cls_id} and sep_id {self.sep_id} must lie in a vocabulary of {self.vocabulary}"
+            )
         if self.width % self.heads:
             raise InputError(f"width {self.width} is not a multiple of {self.heads} heads")
         if self.first_text_position + self.max_words + 1 > self.positions or self.max_seconds + 2 > self.positions:
@@ -135,9 +137,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        query, key, value = (
-            layer(x).unflatten(1, (self.heads, -1)) for layer in (self.query, self.key, self.value)
-        )
+        query, key, value = (layer(x).unflatten(1, (self.heads, -1)) for layer in (self.query, self.key, self.value))
         if x.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
             return _variable_length_attention(query, key, value, packing).flatten(1)
         outputs, row = [], 0
@@ -158,7 +158,9 @@ def _variable_length_attention(query: Tensor, key: Tensor, value: Tensor, packin
 
     ends = F.pad(torch.cumsum(packing.lengths, 0), (1, 0)).to(query.device, torch.int32)
     longest = packing.runs[-1][1]
-    return varlen_attn(query, key, value, ends, ends, longest, longest)
+    attended = varlen_attn(query, key, value, ends, ends, longest, longest)
+    assert isinstance(attended, Tensor)  # a tuple only where auxiliary outputs are asked for
+    return attended
 
 
 class Attention(nn.Module):
@@ -550,7 +552,9 @@ def _find_folder(folder_or_id: Path | str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(folder_or_id), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        return Path(
+            snapshot_download(str(folder_or_id), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder_or_id}: neither a model folder nor a model on the hub ({reason})") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -174,7 +175,7 @@ def _anchors_and_neighbours(
 class SimilarityIndex:
     """A Faiss index over unit vectors; inner products are cosines. `description` says what was built."""
 
-    index: object
+    index: Any
     description: str
 
     @classmethod
@@ -187,7 +188,7 @@ class SimilarityIndex:
 
         count, width = embeddings.shape
         if count < exact_below:
-            index = faiss.IndexFlatIP(width)
+            index: Any = faiss.IndexFlatIP(width)
             _add_rows(index, embeddings)
             return cls(index, f"exact search over {count} x {width}")
         lists = int(4 * np.sqrt(count))
@@ -199,26 +200,26 @@ class SimilarityIndex:
         return cls(index, f"{lists} inverted lists, {index.nprobe} probed, over {count} x {width}: recall {recall:.3f}")
 
     def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [Q, H] -> cosines float32 [Q, count] and rows int64 [Q, count], best first; -1 where there is none."""
-        return self.index.search(np.ascontiguousarray(queries, np.float32), count)  # type: ignore[attr-defined]
+        """float32 [Q, H] -> cosines float32 [Q, count] and rows int64 [Q, count], best first; -1 where none is left."""
+        return self.index.search(np.ascontiguousarray(queries, np.float32), count)
 
 
-def _add_rows(index: object, embeddings: np.ndarray) -> None:
+def _add_rows(index: Any, embeddings: np.ndarray) -> None:
     for first in range(0, len(embeddings), BLOCK):
         rows = np.arange(first, min(first + BLOCK, len(embeddings)))
-        index.add(_unit_rows(embeddings, rows))  # type: ignore[attr-defined]
+        index.add(_unit_rows(embeddings, rows))
 
 
-def _tune_probes(index: object, embeddings: np.ndarray, lists: int, recall: float = 0.95) -> float:
+def _tune_probes(index: Any, embeddings: np.ndarray, lists: int, recall: float = 0.95) -> float:
     """Double the number of probed lists until recall@64 on 256 evenly spaced rows is reached; return that recall."""
     rows = np.linspace(0, len(embeddings) - 1, 256).astype(np.int64)
     queries = _unit_rows(embeddings, rows)
-    index.nprobe = lists  # type: ignore[attr-defined]
-    _, truth = index.search(queries, 64)  # type: ignore[attr-defined]
+    index.nprobe = lists
+    _, truth = index.search(queries, 64)
     probes, reached = 1, 0.0
     while True:
-        index.nprobe = probes  # type: ignore[attr-defined]
-        _, found = index.search(queries, 64)  # type: ignore[attr-defined]
+        index.nprobe = probes
+        _, found = index.search(queries, 64)
         reached = float(np.mean([len(np.intersect1d(a, b)) / 64 for a, b in zip(truth, found)]))
         if reached >= recall or probes >= lists:
             return reached

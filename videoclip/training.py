@@ -6,7 +6,7 @@ What is here runs with torch, numpy and safetensors alone, on one process or on 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,13 +112,12 @@ def train_epoch(
     state: TrainingState,
     total_steps: int,
     config: OptimizerConfig,
-    report: Callable[[int, dict[str, float]], None],
-) -> None:
-    """Run every batch once; `report(step, metrics)` is called after each. Advances `state` by one epoch."""
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Run every batch once, yielding step and metrics after each. Advances `state` by one epoch."""
     embedder.train()
     for batch in batches:
         metrics = training_step(embedder, optimizer, batch, learning_rate(state.step, total_steps, config), config)
-        report(state.step, metrics)
+        yield state.step, metrics
         state.step += 1
     state.epoch += 1
 
@@ -176,7 +175,9 @@ def embed_videos(
     features = [np.zeros((0, model.config.width), np.float32)]
     for first in range(0, len(rows), videos_at_once):
         chosen = rows[first : first + videos_at_once]
-        drawn = [sampler.batch(chosen[i : i + 1], _draw_for_retrieval(seed, epoch, row)) for i, row in enumerate(chosen)]
+        drawn = [
+            sampler.batch(chosen[i : i + 1], _draw_for_retrieval(seed, epoch, row)) for i, row in enumerate(chosen)
+        ]
         tokens, video_lengths, ids, word_lengths = (
             torch.from_numpy(np.concatenate([getattr(batch, name) for batch in drawn]))
             for name in ("video_tokens", "video_lengths", "word_ids", "word_lengths")
@@ -224,4 +225,3 @@ def load_checkpoint(
     model.load_state_dict(restored.state_dict())
     optimizer.load_state_dict(torch.load(Path(folder) / "optimizer.pt", map_location="cpu", weights_only=True))
     return TrainingState(values["epoch"], values["step"])
-

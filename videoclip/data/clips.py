@@ -107,7 +107,7 @@ def sample_pairs(
 
 
 def _latest_end(ends: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """The latest end among captions i … j: captions are sorted by start, but a long one may end after its successors."""
+    """The latest end among captions i … j: they are sorted by start, but a long one may end after its successors."""
     bounds = np.stack([i, j + 1], 1).ravel()
     padded = np.append(ends, -np.inf)  # reduceat wants every bound to be an index
     return np.maximum.reduceat(padded, bounds)[::2].astype(np.float64)
@@ -162,7 +162,9 @@ class ClipSampler:
         pairs = sample_pairs(starts, ends, words, captions, seconds, self.config, generator)
 
         tokens, texts = [], []
-        for v, a, b, i, count in zip(*(column.tolist() for column in (pairs.video, pairs.a, pairs.b, pairs.i, pairs.words))):
+        for v, a, b, i, count in zip(
+            *(column.tolist() for column in (pairs.video, pairs.a, pairs.b, pairs.i, pairs.words))
+        ):
             part, first = parts[v], int(parts[v].token_offsets[places[v][1]])
             tokens.append(part.flat_tokens[first + a : first + b])
             begin = int(word_offsets[v][i])

@@ -298,9 +298,7 @@ def narrate(video: KitchenVideo, config: KitchenConfig) -> dict[str, list[Any]]:
     return {"start": starts, "end": ends, "text": texts}
 
 
-def _phrases(
-    video: KitchenVideo, config: KitchenConfig, generator: np.random.Generator
-) -> list[tuple[float, str]]:
+def _phrases(video: KitchenVideo, config: KitchenConfig, generator: np.random.Generator) -> list[tuple[float, str]]:
     phrases = []
     for step in video.steps:
         offset = float(generator.normal(0, config.offset_seconds))
@@ -409,13 +407,11 @@ def _draw_seconds(video: KitchenVideo) -> Any:
         for index in range(FPS):
             time = second + index / FPS
             frames[index] = _draw_frame(video.steps, phases, time, shift, size)
-        frames = frames * brightness + generator.normal(0, 3, frames.shape)
-        yield np.clip(frames, 0, 255).astype(np.uint8)
+        noisy = frames * brightness + generator.normal(0, 3, frames.shape)
+        yield np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def _draw_frame(
-    steps: tuple[Step, ...], phases: np.ndarray, time: float, shift: np.ndarray, size: float
-) -> np.ndarray:
+def _draw_frame(steps: tuple[Step, ...], phases: np.ndarray, time: float, shift: np.ndarray, size: float) -> np.ndarray:
     current = [index for index, step in enumerate(steps) if step.start <= time < step.end]
     nearest = current[0] if current else int(np.argmin([abs((s.start + s.end) / 2 - time) for s in steps]))
     step = steps[nearest]

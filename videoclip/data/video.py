@@ -126,9 +126,7 @@ def _with_repeated_edges(seconds: Iterable[np.ndarray], offsets: np.ndarray) -> 
         yield from (np.broadcast_to(last[-1:], last.shape) for _ in range(after))
 
 
-def _frames_at_rate(
-    path: Path, frame_format: FrameFormat, start: float, end: float | None
-) -> Iterator[np.ndarray]:
+def _frames_at_rate(path: Path, frame_format: FrameFormat, start: float, end: float | None) -> Iterator[np.ndarray]:
     """Yield the picture shown at start, start + 1/fps, … as [size, size, 3], repeating or dropping as needed."""
     import av
 

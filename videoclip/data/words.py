@@ -105,7 +105,9 @@ def train_wordpiece(texts: Iterable[str], vocabulary: int = 2000) -> WordTokeniz
 
     fitted = make(models.WordPiece(unk_token="[UNK]"))
     first = [*special, *(f"##{character}" for character in characters)]
-    trainer = trainers.WordPieceTrainer(vocab_size=max(vocabulary, len(first)), special_tokens=first, show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocabulary, len(first)), special_tokens=first, show_progress=False
+    )
     fitted.train_from_iterator(texts, trainer)
     # A new tokenizer from the vocabulary alone: in the fitted one `##a` would count as a special word.
     tokenizer = make(models.WordPiece(fitted.get_vocab(), unk_token="[UNK]"))

@@ -58,7 +58,11 @@ class VideoEncoder(nn.Module):
         parameter = next(self.parameters())
         frames = torch.from_numpy(clips).to(parameter.device)
         frames = frames.permute(0, 4, 1, 2, 3).to(parameter.dtype).div_(255)
-        return self(frames.contiguous(memory_format=torch.channels_last_3d)).float().cpu().numpy()
+        return self.tokens(frames.contiguous(memory_format=torch.channels_last_3d)).float().cpu().numpy()
+
+    def tokens(self, frames: Tensor) -> Tensor:
+        """What is stored for clips [B, 3, T, H, W] in [0, 1]: `forward`, unless an encoder has another convention."""
+        return self(frames)
 
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over the name, the options and every weight: two equal ones give equal tokens."""
@@ -90,11 +94,12 @@ def load_video_encoder(folder: Path) -> VideoEncoder:
     """
     from safetensors.torch import load_file
 
+    from videoclip.encoders.s3d import S3D
     from videoclip.encoders.x3d import X3D
 
     folder = Path(folder)
     description = read_json(folder / "video_encoder.json")
-    classes: dict[str, type[VideoEncoder]] = {"X3D": X3D}
+    classes: dict[str, Any] = {"S3D": S3D, "X3D": X3D}
     if description.get("encoder") not in classes:
         raise InputError(f"{folder / 'video_encoder.json'}: unknown encoder {description.get('encoder')!r}")
     encoder = classes[description["encoder"]](**description["options"])

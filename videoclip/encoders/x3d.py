@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from videoclip.data.video import FrameFormat
 from videoclip.encoders.video_encoder import VideoEncoder
+from videoclip.encoders.weights import load_checked, read_tensors
 from videoclip.errors import InputError
 
 
@@ -71,12 +72,14 @@ class X3D(VideoEncoder):
         self.options = {"variant": variant}
         self.frame_format = FrameFormat(shape.fps, shape.size)
         self.frame_offsets = _centred_offsets(shape)
-        network = _build(shape, seed)
+        network: Any = _build(shape, seed)
         if weights is not None:
-            _load_public_weights(network, Path(weights), self.name)
+            load_checked(network, read_tensors(Path(weights), "model_state"), Path(weights))
         self.stages = nn.ModuleList(network.blocks[:5])
+        self.token_mean: Tensor
+        self.token_scale: Tensor
         self.expansion: nn.Module | None = None
-        widths = [stage.res_blocks[-1].branch2.conv_c.out_channels for stage in self.stages[1:]]
+        widths = [stage.res_blocks[-1].branch2.conv_c.out_channels for stage in network.blocks[1:5]]
         if shape.token_layer == "head":
             head = network.blocks[5].pool
             self.expansion = nn.Sequential(head.pre_conv, head.pre_norm, head.pre_act)
@@ -85,7 +88,8 @@ class X3D(VideoEncoder):
         # Identity until `calibrate` measures them: token = (pooled - token_mean) / token_scale.
         self.register_buffer("token_mean", torch.zeros(self.dimension))
         self.register_buffer("token_scale", torch.ones(self.dimension))
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last_3d)
+        self.requires_grad_(False).eval()
+        nn.Module.to(self, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, frames: Tensor) -> Tensor:
         """[B, 3, T, H, W] in [0, 1] -> [B, dimension]."""
@@ -143,25 +147,6 @@ def _build(shape: X3DVariant, seed: int) -> Any:
             input_crop_size=max(shape.size, 32),
             depth_factor=shape.depth_factor,
         )
-
-
-def _load_public_weights(network: nn.Module, path: Path, name: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: no such weights file for {name}")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a file that is no checkpoint
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a weights file that can be read safely ({first_line})") from None
-    state = stored.get("model_state") if isinstance(stored, dict) else None
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: expected the public X3D layout {{'model_state': ...}}")
-    expected = network.state_dict()
-    wrong = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
-    wrong += [key for key in state if key not in expected]
-    if wrong:
-        raise InputError(f"{path}: not the weights of {name}: {len(wrong)} names or shapes differ, first {wrong[0]}")
-    network.load_state_dict(state)
 
 
 def import_x3d_builder() -> Callable[..., nn.Module]:

@@ -18,12 +18,12 @@ def query_blind_predictions(train: list[MomentQuery], queries: list[MomentQuery]
     the listed ones reach, averaged over the official thresholds. Saliency is the mean training rating by place.
     Raises InputError if no training query has windows.
     """
-    known = [query for query in train if query.windows is not None and len(query.windows)]
+    known = [(query, query.windows) for query in train if query.windows is not None and len(query.windows)]
     if not known:
         raise InputError("the query-blind baseline needs training queries with windows")
     candidates = np.array([[a, b] for a in range(GRID) for b in range(a + 1, GRID + 1)]) / GRID
     best = np.stack(
-        [overlap(candidates[:, None], query.windows[None] / query.duration).max(1) for query in known]
+        [overlap(candidates[:, None], windows[None] / query.duration).max(1) for query, windows in known]
     )  # [queries, candidates]
     # Among windows that answer equally many queries, the one that overlaps them most.
     chosen = [int(((best >= 0.5).mean(0) + 1e-3 * best.mean(0)).argmax())]
@@ -34,7 +34,7 @@ def query_blind_predictions(train: list[MomentQuery], queries: list[MomentQuery]
         chosen.append(int(value.argmax()))
         reached = together[:, chosen[-1]]
     shares = candidates[chosen]
-    saliency = _mean_rating_by_place(known)
+    saliency = _mean_rating_by_place(train)
     predictions = []
     for query in queries:
         scores = 1 - np.arange(len(shares)) / len(shares)

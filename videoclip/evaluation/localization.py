@@ -149,7 +149,7 @@ def _embed_windows(model: VideoCLIP, tokens: np.ndarray, windows: np.ndarray, ba
 
 
 def suppress_overlaps(windows: np.ndarray, scores: np.ndarray, most: float, keep: int = MAX_WINDOWS) -> np.ndarray:
-    """Rows of the best windows [W, 2], best first, at most `keep`, none overlapping a better one by more than `most`."""
+    """Rows of the best windows [W, 2], best first, at most `keep`; none overlaps a better one by more than `most`."""
     remaining = np.argsort(-scores, kind="stable")
     kept: list[int] = []
     while len(remaining) and len(kept) < keep:

@@ -167,7 +167,7 @@ def _average_precisions(kept: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray
         wanted[row, : len(truth)] = truth
     overlaps = np.nan_to_num(overlap(listed[:, :, None], wanted[:, None]))  # [Q, 10, G]; padding overlaps nothing
     hits = _claims(overlaps)  # [Q, 10 windows, 10 thresholds]
-    valid = ~np.isnan(listed[:, :, 0])[:, :, None]
+    valid = np.isfinite(listed[:, :, :1])
     true_positives = np.cumsum(hits, 1)
     false_positives = np.cumsum(valid & ~hits, 1)
     total = np.array([len(truth) for _, truth in kept])[:, None, None]
@@ -215,7 +215,7 @@ def _highlight_tables(paired: list[tuple[MomentPrediction, MomentQuery]]) -> dic
     tables = {}
     for name, minimum in SALIENCY.items():
         positive = ratings >= minimum
-        hit = positive.any(1)[np.arange(len(paired)), np.minimum(top, counts - 1)] & inside
+        hit = positive[np.arange(len(paired)), :, np.minimum(top, counts - 1)].any(1) & inside
         precision = _interpolated_precisions(scores, positive, counts)
         tables[name] = {"HL-mAP": _percent(precision.mean()), "HL-Hit1": _percent(hit.mean())}
     return tables

@@ -60,9 +60,7 @@ def render_report(
     environment = Environment(loader=PackageLoader("videoclip.evaluation", "."), autoescape=True)
     environment.filters["svg"] = Markup  # figures are drawn here, by matplotlib, which escapes the text in them
     template = environment.get_template("report.html.jinja")
-    write_text(
-        path, template.render(title=title, summary=summary, tables=tables, figures=figures, sections=sections)
-    )
+    write_text(path, template.render(title=title, summary=summary, tables=tables, figures=figures, sections=sections))
 
 
 def training_curve(rows: list[dict[str, Any]]) -> str:
@@ -101,7 +99,9 @@ def moment_example(query: MomentQuery, prediction: MomentPrediction, video: Path
         axis.axvspan(start, end, color=GREEN, alpha=0.25, linewidth=0)
     axis.plot(times, saliency, color=BLUE, linewidth=1.8)
     for place, (start, end, _) in enumerate(prediction.windows[:3]):
-        axis.plot([start, end], [low - (0.12 + 0.1 * place) * span] * 2, color=ORANGE, linewidth=4, alpha=1 - 0.3 * place)
+        axis.plot(
+            [start, end], [low - (0.12 + 0.1 * place) * span] * 2, color=ORANGE, linewidth=4, alpha=1 - 0.3 * place
+        )
     axis.set_xlim(0, query.duration)
     axis.set_ylim(low - 0.45 * span, high + 0.1 * span)
     axis.set_xlabel("seconds")
@@ -131,12 +131,12 @@ def choose_examples(
         if query.video_id not in seen:
             seen.add(query.video_id)
             chosen.append((query, prediction))
-    keep = np.unique(np.linspace(0, len(chosen) - 1, min(count, len(chosen))).astype(int)) if chosen else []
+    keep: Any = np.unique(np.linspace(0, len(chosen) - 1, min(count, len(chosen))).astype(int)) if chosen else []
     return [chosen[i] for i in keep]
 
 
 def retrieval_example(row: dict[str, Any], videos: dict[str, Path]) -> Example:
-    """One query of retrieval's `predictions.jsonl`: the right clip and the first ones found, each by its middle frame."""
+    """One query of retrieval's `predictions.jsonl`: the right clip and the first ones found, by their middle frames."""
     shown = [("right", row), *((f"{place}.", found) for place, found in enumerate(row["found"], 1))]
     frames = []
     for label, clip in shown:
@@ -156,7 +156,7 @@ def videos_by_id(folder: Path | None) -> dict[str, Path]:
 
 
 def frames_between(path: Path, start: float, end: float, count: int = FRAMES_SHOWN) -> list[tuple[str, str]]:
-    """Up to `count` evenly spaced frames of [start, end) seconds as (JPEG data URI, time). A damaged file gives none."""
+    """Up to `count` evenly spaced frames of [start, end) seconds as (JPEG data URI, time); none of a damaged file."""
     try:
         frames = [second[0] for second in decode_seconds(path, FrameFormat(1, FRAME_SIZE), float(int(start)), end)]
     except InputError:
