@@ -20,6 +20,9 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "cluster": ("cluster", "ClusterConfig", "cluster", "group videos into batches of similar ones"),
     "evaluate youcook2": ("evaluate", "RetrievalConfig", "evaluate_retrieval", "text-to-video retrieval"),
     "evaluate qvhighlights": ("evaluate", "MomentConfig", "evaluate_moments", "moments and highlights"),
+    "convert mmpt": ("convert", "ConvertMMPTConfig", "convert_mmpt", "a published VideoCLIP checkpoint into a model"),
+    "convert features": ("convert", "ConvertFeaturesConfig", "convert_features", "a folder of .npy tokens into shards"),
+    "convert shards": ("convert", "ConvertShardsConfig", "convert_shards", "shards into a folder of .npy tokens"),
 }
 
 

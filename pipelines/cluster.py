@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import ray_session, start_run
+from pipelines.common import ray_session, start_run, with_absolute_paths
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, sha256, write_json
@@ -46,6 +46,7 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
     from videoclip.model import VideoCLIP
     from videoclip.retrieval import batch_similarity, cluster_videos
 
+    config = with_absolute_paths(config)
     model = VideoCLIP.from_pretrained(config.model)
     shards = _open_shards(config.shards, model.config.video_encoder)
     start_run(config.output, "cluster", config)
@@ -78,7 +79,7 @@ def _embed(config: ClusterConfig, shards: Any) -> list[str]:
     from tqdm import tqdm
 
     identity = sha256(config.model / "model.safetensors")[:12]
-    folder = config.output.resolve() / f"embedded-{identity}-{shards.manifest.parts[0].sha256[:12]}"
+    folder = config.output / f"embedded-{identity}-{shards.manifest.parts[0].sha256[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [n for n in range(len(shards.parts)) if not (folder / f"part-{n:05d}.npz").exists()]
     task = ray.remote(num_cpus=1)(_embed_part)
@@ -109,10 +110,10 @@ def _embed_part(config: ClusterConfig, folder: Path, number: int) -> None:
     from videoclip.training import embed_videos
 
     torch.set_num_threads(1)  # one task a CPU
-    model = VideoCLIP.from_pretrained(config.model.resolve())
+    model = VideoCLIP.from_pretrained(config.model)
     if torch.cuda.is_available():
         model.to("cuda")
-    shards = Shards(config.shards.resolve())
+    shards = Shards(config.shards)
     clips = ClipConfig(
         clips_per_video=config.clips_per_video,
         max_seconds=model.config.max_seconds,

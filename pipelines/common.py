@@ -108,6 +108,16 @@ def as_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def with_absolute_paths(config: Any) -> Any:
+    """The same configuration with every path absolute: Ray's workers run in a folder of their own."""
+    paths = {
+        item.name: getattr(config, item.name).resolve()
+        for item in dataclasses.fields(config)
+        if isinstance(getattr(config, item.name), Path)
+    }
+    return dataclasses.replace(config, **paths)
+
+
 class Quarantine:
     """The list of what could not be used and why, kept in `quarantine.jsonl` and counted for the summary."""
 

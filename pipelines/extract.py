@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import Quarantine, cluster_processors, ray_session, start_run
+from pipelines.common import Quarantine, cluster_processors, ray_session, start_run, with_absolute_paths
 from videoclip.data.captions import NO_CAPTIONS, Captions, read_captions, remove_rolling_repeats
 from videoclip.data.howto100m import read_raw_captions
 from videoclip.data.shards import MANIFEST, Manifest, Shards, ShardWriter, VideoRecord, check_encoder
@@ -34,7 +34,7 @@ class ExtractConfig:
     captions: Path | None = None
     """HowTo100M raw_caption.json, or a folder of <video_id>.csv; needed for training only."""
     encoder: str = "x3d-s"
-    """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m or x3d-l."""
+    """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l, or s3d (which needs --weights)."""
     weights: Path | None = None
     """Published weights of the encoder (for X3D the file {"model_state": ...})."""
     encoder_from: Path | None = None
@@ -59,6 +59,7 @@ def extract(config: ExtractConfig) -> Shards:
     """
     from tqdm import tqdm
 
+    config = with_absolute_paths(config)
     quarantine = Quarantine(config.output)
     paths = _videos_by_id(config.videos, quarantine)
     captions = read_raw_captions(config.captions) if config.captions else {}
@@ -140,11 +141,16 @@ def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Path:
 
 
 def _make_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
+    from videoclip.encoders.s3d import S3D
     from videoclip.encoders.x3d import X3D
 
+    if config.encoder == "s3d":
+        if config.weights is None:
+            raise InputError("the encoder s3d needs its published weights: --weights s3d_howto100m.pth")
+        return S3D.from_howto100m(config.weights)
     family, _, variant = config.encoder.partition("-")
     if family != "x3d":
-        raise InputError(f"unknown encoder {config.encoder!r}; choose x3d-tiny, x3d-xs, x3d-s, x3d-m or x3d-l")
+        raise InputError(f"unknown encoder {config.encoder!r}; choose s3d, x3d-tiny, x3d-xs, x3d-s, x3d-m or x3d-l")
     encoder = X3D(variant, config.weights, config.seed)
     if config.weights is None:
         print(
@@ -202,13 +208,13 @@ def _encode(todo: list[tuple[str, Path]], config: ExtractConfig, encoder_folder:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    attempts = str((config.output / ".attempts").resolve())
+    attempts = str(config.output / ".attempts")
     for first in range(0, len(todo), VIDEOS_AT_ONCE):
-        rows = [{"video_id": i, "path": str(p.resolve())} for i, p in todo[first : first + VIDEOS_AT_ONCE]]
+        rows = [{"video_id": i, "path": str(p)} for i, p in todo[first : first + VIDEOS_AT_ONCE]]
         workers = min(config.workers or cluster_processors(), len(rows))
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             EncodeVideo,  # type: ignore[arg-type]  # a class of callables is what Ray Data wants for actors
-            fn_constructor_args=(str(encoder_folder.resolve()), attempts),
+            fn_constructor_args=(str(encoder_folder), attempts),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
         )

@@ -11,13 +11,13 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.common import Metrics, as_json, cluster_processors, ray_session, start_run
+from pipelines.common import Metrics, as_json, cluster_processors, ray_session, start_run, with_absolute_paths
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, read_json_lines
@@ -95,6 +95,9 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     """
     from videoclip.data.shards import Shards
 
+    config = with_absolute_paths(config)
+    if Path(config.text).is_dir():
+        config = replace(config, text=str(Path(config.text).resolve()))
     shards = Shards(config.shards, verify=config.verify)
     identity = _identity(config, [part.sha256 for part in shards.manifest.parts])
     _refuse_other_run(config.output, identity)
@@ -183,13 +186,13 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:
             "config": config,
             "identity": identity,
             "threads": threads,
-            "output": config.output.resolve(),
+            "output": config.output,
         },
         scaling_config=scaling,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name="ray_train",
-            storage_path=str(config.output.resolve()),
+            storage_path=str(config.output),
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
         ),
     )
@@ -318,7 +321,7 @@ def _open_sampler(config: PretrainConfig, output: Path, rank: int, workers: int)
     from videoclip.data.shards import Shards
     from videoclip.data.words import WordTokenizer
 
-    shards = Shards(config.shards.resolve())
+    shards = Shards(config.shards)
     tokenizer = WordTokenizer.load(output / "text")
     # The first worker leaves the captions' word ids on disk; the others then find them.
     _in_turn(rank, workers, lambda: ClipSampler(shards, tokenizer, config.clips, output))

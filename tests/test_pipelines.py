@@ -279,8 +279,11 @@ def test_a_killed_training_worker_is_replaced(ray: None, tokens: Path, trained: 
         torch.testing.assert_close(weights(config.output)[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_two_workers_train_together_on_all_videos(ray: None, tokens: Path, tmp_path: Path) -> None:
-    config = training(tokens, tmp_path / "run", workers=2, epochs=2)
+def test_two_workers_train_together_on_all_videos(
+    ray: None, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # paths may be relative, though Ray's workers run elsewhere
+    config = training(Path(os.path.relpath(tokens)), Path("run"), workers=2, epochs=2)
     pretrain(config)
     rows = read_json_lines(config.output / "metrics.jsonl")
     assert len(rows) == 2 * 2, "nine videos are three batches, two steps of two workers"

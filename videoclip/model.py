@@ -490,7 +490,8 @@ class VideoCLIP(nn.Module):
         if name not in self._frozen:
             if self.folder is None:
                 raise InputError(f"this model has no {name}: load it with from_pretrained, or use set_frozen")
-            self._frozen[name] = load(self.folder)
+            with torch.inference_mode(False):  # weights made inside it could never be told apart from changed ones
+                self._frozen[name] = load(self.folder)
         return self._frozen[name]
 
     def set_frozen(self, name: str, part: Any) -> None:

@@ -1,8 +1,7 @@
 """S3D (gated, space-to-depth) as MIL-NCE published it for HowTo100M, the frozen video encoder of VideoCLIP.
 
-Module and parameter names are those of the public state dict, which loads without a map. Where speed asks for
-another arrangement it happens at run time: BatchNorm is folded into the convolution before it, and everything
-stays in channels-last order.
+Module and parameter names are those of the public state dict, which loads without a map. What runs is a copy
+in a faster arrangement (`folding.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoclip.data.video import FrameFormat
+from videoclip.encoders.folding import FoldedCopy
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.encoders.weights import load_checked, read_tensors
 from videoclip.errors import InputError
@@ -25,11 +25,10 @@ TEXT_WORDS = 16  # words of a sentence that the published text module looks at
 VOCABULARY = 66250
 
 
-class FoldedConv(nn.Module):
-    """Convolution, BatchNorm and ReLU, once or twice: `conv1`, `bn1` and, if separable, `conv2`, `bn2`.
+class ConvNorm(nn.Module):
+    """Convolution, BatchNorm and ReLU: once, or twice (space, then time) where `separable`.
 
-    In evaluation mode each BatchNorm is folded into its convolution, which is done once and again when a weight
-    changes. `crop` drops the first index of time, height and width, as the published first layer does.
+    `crop` drops the first index of time, height and width, as the published first layer does.
     """
 
     def __init__(
@@ -43,38 +42,20 @@ class FoldedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.crop = crop
-        t, h, w = kernel
+        first, first_padding = kernel, padding
         if separable:
-            self.conv1 = nn.Conv3d(inputs, outputs, (1, h, w), padding=(0, padding[1], padding[2]), bias=False)
-            self.bn1 = nn.BatchNorm3d(outputs)
-            self.conv2 = nn.Conv3d(outputs, outputs, (t, 1, 1), padding=(padding[0], 0, 0), bias=False)
+            first, first_padding = (1, *kernel[1:]), (0, *padding[1:])
+            self.conv2 = nn.Conv3d(outputs, outputs, (kernel[0], 1, 1), padding=(padding[0], 0, 0), bias=False)
             self.bn2 = nn.BatchNorm3d(outputs)
-        else:
-            self.conv1 = nn.Conv3d(inputs, outputs, kernel, padding=padding, bias=False)
-            self.bn1 = nn.BatchNorm3d(outputs)
-        self._folded: dict[str, tuple[tuple[object, ...], Tensor, Tensor]] = {}
+        self.separable = separable
+        self.conv1 = nn.Conv3d(inputs, outputs, first, padding=first_padding, bias=False)
+        self.bn1 = nn.BatchNorm3d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu_(self._apply_folded(x, "1"))
-        if hasattr(self, "conv2"):
-            x = F.relu_(self._apply_folded(x, "2"))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        if self.separable:
+            x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         return x[:, :, 1:, 1:, 1:] if self.crop else x
-
-    def _apply_folded(self, x: Tensor, number: str) -> Tensor:
-        conv, norm = getattr(self, f"conv{number}"), getattr(self, f"bn{number}")
-        if self.training:
-            return norm(conv(x))
-        parts = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        state = tuple((part.data_ptr(), part._version) for part in parts)
-        if number not in self._folded or self._folded[number][0] != state:
-            with torch.no_grad(), torch.inference_mode(False):
-                scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-                weight = (conv.weight * scale[:, None, None, None, None]).contiguous(
-                    memory_format=torch.channels_last_3d
-                )
-                self._folded[number] = (state, weight, norm.bias - norm.running_mean * scale)
-        _, weight, bias = self._folded[number]
-        return F.conv3d(x, weight, bias, padding=conv.padding)
 
 
 class SelfGating(nn.Module):
@@ -94,13 +75,13 @@ class InceptionBlock(nn.Module):
     def __init__(self, inputs: int, b0: int, b1a: int, b1b: int, b2a: int, b2b: int, b3b: int) -> None:
         super().__init__()
         one, three, same = (1, 1, 1), (3, 3, 3), (1, 1, 1)
-        self.conv_b0 = FoldedConv(inputs, b0, one)
-        self.conv_b1_a = FoldedConv(inputs, b1a, one)
-        self.conv_b1_b = FoldedConv(b1a, b1b, three, same, separable=True)
-        self.conv_b2_a = FoldedConv(inputs, b2a, one)
-        self.conv_b2_b = FoldedConv(b2a, b2b, three, same, separable=True)
+        self.conv_b0 = ConvNorm(inputs, b0, one)
+        self.conv_b1_a = ConvNorm(inputs, b1a, one)
+        self.conv_b1_b = ConvNorm(b1a, b1b, three, same, separable=True)
+        self.conv_b2_a = ConvNorm(inputs, b2a, one)
+        self.conv_b2_b = ConvNorm(b2a, b2b, three, same, separable=True)
         self.maxpool_b3 = nn.MaxPool3d(3, stride=1, padding=1)
-        self.conv_b3_b = FoldedConv(inputs, b3b, one)
+        self.conv_b3_b = ConvNorm(inputs, b3b, one)
         self.gating_b0, self.gating_b1 = SelfGating(b0), SelfGating(b1b)
         self.gating_b2, self.gating_b3 = SelfGating(b2b), SelfGating(b3b)
         self.outputs = b0 + b1b + b2b + b3b
@@ -161,10 +142,11 @@ class S3D(VideoEncoder):
         self.frame_offsets = np.arange(30)
         self.seconds_per_batch = 2
         self.words: dict[str, int] = {}
-        self.conv1 = FoldedConv(24, 64, (2, 4, 4), (1, 2, 2), crop=True)
+        self._folded = FoldedCopy()
+        self.conv1 = ConvNorm(24, 64, (2, 4, 4), (1, 2, 2), crop=True)
         self.maxpool_2a = SamePool((1, 3, 3), (1, 2, 2))
-        self.conv_2b = FoldedConv(64, 64, (1, 1, 1))
-        self.conv_2c = FoldedConv(64, 192, (3, 3, 3), (1, 1, 1), separable=True)
+        self.conv_2b = ConvNorm(64, 64, (1, 1, 1))
+        self.conv_2c = ConvNorm(64, 192, (3, 3, 3), (1, 1, 1), separable=True)
         self.gating = SelfGating(192)
         self.maxpool_3a = SamePool((1, 3, 3), (1, 2, 2))
         self.mixed_3b = InceptionBlock(192, 64, 96, 128, 16, 32, 32)
@@ -212,6 +194,10 @@ class S3D(VideoEncoder):
             raise InputError(
                 f"S3D takes [B, 3, T, H, W] with T even and H, W multiples of 16, not {tuple(frames.shape)}"
             )
+        return (self if self.training else self._folded.of(self)).blocks(frames)
+
+    def blocks(self, frames: Tensor) -> Tensor:
+        """The network as it stands, without looking for a faster arrangement of it."""
         x = self.maxpool_2a(self.conv1(space_to_depth(frames)))
         x = self.maxpool_3a(self.gating(self.conv_2c(self.conv_2b(x))))
         x = self.maxpool_4a(self.mixed_3c(self.mixed_3b(x)))

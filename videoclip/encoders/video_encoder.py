@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ class VideoEncoder(nn.Module):
         Raises InputError if the file cannot be decoded or its tokens are not finite.
         """
         seconds = decode_seconds(path, self.frame_format, start, end)
-        clips = clips_of_seconds(seconds, self.frame_offsets)
+        clips = ahead(clips_of_seconds(seconds, self.frame_offsets), self.seconds_per_batch)
         batches = [self.encode_clips(batch) for batch in _batches(clips, self.seconds_per_batch)]
         tokens = np.concatenate(batches).astype(np.float16)
         if not np.isfinite(tokens).all():
@@ -85,6 +87,49 @@ class VideoEncoder(nn.Module):
             folder / "video_encoder.json",
             {"encoder": type(self).__name__, "options": self.options, "fingerprint": self.fingerprint()},
         )
+
+
+def ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
+    """Yield `items` while a thread draws up to `count` more: decoding goes on while the network computes.
+
+    What the thread raises is raised here. FFmpeg works without the interpreter's lock, so the two really overlap.
+    """
+    waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(count)
+    stopped = threading.Event()
+    end = object()
+
+    def put(item: Any, error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put((item, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def draw() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+        except BaseException as error:
+            put(None, error)
+        else:
+            put(end)
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def load_video_encoder(folder: Path) -> VideoEncoder:

@@ -51,10 +51,11 @@ def load_checked(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     misshapen = [name for name in expected if name in state and state[name].shape != expected[name].shape]
     if missing or unknown or misshapen:
         lists = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
-        details = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in lists if names)
+        details = "; ".join(f"{len(names)} {what}: {some_names(names)}" for what, names in lists if names)
         raise InputError(f"{path}: not the weights of this network: {details}")
     module.load_state_dict(state)
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def some_names(names: list[str], most: int = 5) -> str:
+    """The first few names, for an error's one line."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")

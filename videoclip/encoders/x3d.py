@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from videoclip.data.video import FrameFormat
+from videoclip.encoders.folding import FoldedCopy
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.encoders.weights import load_checked, read_tensors
 from videoclip.errors import InputError
@@ -72,6 +73,7 @@ class X3D(VideoEncoder):
         self.options = {"variant": variant}
         self.frame_format = FrameFormat(shape.fps, shape.size)
         self.frame_offsets = _centred_offsets(shape)
+        self._folded = FoldedCopy()
         network: Any = _build(shape, seed)
         if weights is not None:
             load_checked(network, read_tensors(Path(weights), "model_state"), Path(weights))
@@ -93,9 +95,11 @@ class X3D(VideoEncoder):
 
     def forward(self, frames: Tensor) -> Tensor:
         """[B, 3, T, H, W] in [0, 1] -> [B, dimension]."""
-        return (self._pooled(frames) - self.token_mean) / self.token_scale
+        network = self if self.training else self._folded.of(self)
+        return (network.pooled(frames) - self.token_mean) / self.token_scale
 
-    def _pooled(self, frames: Tensor) -> Tensor:
+    def pooled(self, frames: Tensor) -> Tensor:
+        """The network as it stands: [B, 3, T, H, W] in [0, 1] -> [B, dimension], before standardisation."""
         x = (frames - MEAN) / STANDARD_DEVIATION
         maps = []
         for stage in self.stages:
@@ -117,11 +121,11 @@ class X3D(VideoEncoder):
             norm.momentum = None  # a cumulative average over all batches, instead of a moving one
             norm.train()
         for start in range(0, len(clips), batch):
-            self._pooled(_to_unit_range(clips[start : start + batch]))
+            self.pooled(_to_unit_range(clips[start : start + batch]))
         for norm in norms:
             norm.eval()
         pooled = torch.cat(
-            [self._pooled(_to_unit_range(clips[start : start + batch])) for start in range(0, len(clips), batch)]
+            [self.pooled(_to_unit_range(clips[start : start + batch])) for start in range(0, len(clips), batch)]
         )
         self.token_mean.copy_(pooled.mean(0))
         self.token_scale.copy_(pooled.std(0).clamp_min(1e-6))

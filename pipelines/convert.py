@@ -1,0 +1,103 @@
+"""`videoclip convert`: published checkpoints into our format, and folders of `.npy` features into shards and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from pipelines.common import Quarantine
+from videoclip.errors import InputError
+
+
+@dataclass(frozen=True)
+class ConvertMMPTConfig:
+    """A checkpoint of the public VideoCLIP release into a model folder."""
+
+    checkpoint: Annotated[Path, Positional]
+    """The fairseq file, for instance checkpoint_best.pt."""
+    output: Annotated[Path, Positional]
+    """Model folder to write."""
+    tokenizer: Path | None = None
+    """Folder of bert-base-uncased with tokenizer.json, to be stored in the model folder."""
+    video_encoder: Path | None = None
+    """s3d_howto100m.pth, to be stored in the model folder, so that the model takes video files."""
+    heads: int | None = None
+    """Attention heads, where they are not one for 64 columns."""
+
+
+@dataclass(frozen=True)
+class ConvertFeaturesConfig:
+    """A folder of <id>.npy token arrays, one row a second, into shards."""
+
+    features: Annotated[Path, Positional]
+    output: Annotated[Path, Positional]
+    encoder: str = "s3d"
+    """Name of the encoder that made them; tokens of differently named encoders are never mixed."""
+    captions: Path | None = None
+    """HowTo100M raw_caption.json, or a folder of <video_id>.csv."""
+
+
+@dataclass(frozen=True)
+class ConvertShardsConfig:
+    """Shards into a folder of <id>.npy token arrays."""
+
+    shards: Annotated[Path, Positional]
+    output: Annotated[Path, Positional]
+
+
+def convert_mmpt(config: ConvertMMPTConfig) -> None:
+    """Raises InputError if the checkpoint cannot be read safely or is of another model."""
+    from dataclasses import replace
+
+    from videoclip.convert import describe, from_mmpt
+    from videoclip.data.words import WordTokenizer
+    from videoclip.encoders.s3d import S3D
+
+    model = from_mmpt(config.checkpoint, config.heads)
+    if config.tokenizer is not None:
+        tokenizer = WordTokenizer.load(config.tokenizer)
+        if tokenizer.vocabulary > model.config.vocabulary:
+            raise InputError(
+                f"{config.tokenizer}: knows {tokenizer.vocabulary} words but the checkpoint {model.config.vocabulary}; "
+                "it was trained with another tokenizer"
+            )
+        model.set_frozen("tokenizer", tokenizer)
+    if config.video_encoder is not None:
+        encoder = S3D.from_howto100m(config.video_encoder)
+        model.set_frozen("video encoder", encoder)
+        model.config = replace(model.config, video_encoder=encoder.fingerprint())
+    model.save_pretrained(config.output)
+    print(f"{config.output}: {model.config.transformer} transformers, {model.config.width} wide. It expects")
+    for name, value in describe(model).items():
+        print(f"  {name}: {value}")
+
+
+def convert_features(config: ConvertFeaturesConfig) -> None:
+    """Raises InputError if nothing in the folder can be used; single bad arrays go to quarantine."""
+    from videoclip.convert import features_to_shards
+    from videoclip.data.captions import Captions, read_captions
+    from videoclip.data.howto100m import read_raw_captions
+
+    quarantine = Quarantine(config.output)
+    captions: dict[str, Captions] = {}
+    for video_id, raw in (read_raw_captions(config.captions) if config.captions else {}).items():
+        try:
+            captions[video_id], _ = read_captions(raw)
+        except ValueError as error:
+            quarantine.add(video_id, f"its captions cannot be used: {error}", "captions")
+    for video_id, reason in features_to_shards(config.features, config.output, captions, config.encoder):
+        quarantine.add(video_id, reason)
+    quarantine.save()
+    print(f"{config.output}: shards written; {quarantine.summary()}")
+
+
+def convert_shards(config: ConvertShardsConfig) -> None:
+    """Raises InputError if the shards are damaged or an id cannot be a file name."""
+    from videoclip.convert import shards_to_features
+    from videoclip.data.shards import Shards
+
+    count = shards_to_features(Shards(config.shards, verify=True), config.output)
+    print(f"{config.output}: {count} arrays written")
