@@ -14,7 +14,7 @@ from pipelines.pretrain import ModelSize, PretrainConfig, PretrainResult, pretra
 from videoclip.data.clips import ClipConfig
 from videoclip.data.kitchen import KitchenConfig, KitchenVideo, plan_kitchen, render_video, write_annotations
 from videoclip.errors import InputError
-from videoclip.files import read_json, read_json_lines, write_json
+from videoclip.files import read_json, read_json_lines, write_json, write_text
 from videoclip.training import OptimizerConfig
 
 MOMENT_ROWS = (
@@ -71,7 +71,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         corpus.stopwatch.seconds["cluster"] = result.cluster_seconds
         with corpus.stopwatch.measure("evaluate"):
             retrieval, moments = evaluate(corpus, result.model, config.output / "evaluation")
-    publish_model(result, config.output / "model")
+    publish_model(result, config.output / "model", corpus, config, retrieval)
     corpus.stopwatch.seconds["total"] = time.perf_counter() - start
     report = _report(config, corpus, retrieval, moments)
     write_json(config.output / "report.json", report)
@@ -171,8 +171,20 @@ def evaluate(corpus: Corpus, model: Path, output: Path) -> tuple[dict[str, Any],
     return retrieval, moments
 
 
-def publish_model(result: PretrainResult, target: Path) -> None:
-    """Let `runs/demo/model` name the finished model."""
+def publish_model(
+    result: PretrainResult, target: Path, corpus: Corpus, config: DemoConfig, retrieval: dict[str, Any]
+) -> None:
+    """Let `runs/demo/model` name the finished model, and its card its scores."""
+    from videoclip.data.shards import Manifest
+    from videoclip.model import ModelCard, VideoCLIP
+
+    manifest = Manifest.read(corpus.train_shards)
+    card = ModelCard(
+        f"the embedded kitchen corpus, seed {config.seed}",
+        f"{manifest.encoder} ({manifest.fingerprint[:12]})",
+        scores=tuple((f"held-out steps, {name}", retrieval[name]) for name in ("R@1", "R@5", "R@10", "chance_R@1")),
+    )
+    write_text(result.model / "README.md", card.render(VideoCLIP.from_pretrained(result.model).config))
     if not target.exists():
         target.symlink_to(Path("pretrain") / "model", target_is_directory=True)
 

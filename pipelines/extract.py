@@ -34,7 +34,8 @@ class ExtractConfig:
     captions: Path | None = None
     """HowTo100M raw_caption.json, or a folder of <video_id>.csv; needed for training only."""
     encoder: str = "x3d-s"
-    """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l, or s3d (which needs --weights)."""
+    """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l, s3d (which needs --weights), or the hub id or
+    folder of a Hugging Face vision model such as openai/clip-vit-base-patch32."""
     weights: Path | None = None
     """Published weights of the encoder (for X3D the file {"model_state": ...})."""
     encoder_from: Path | None = None
@@ -127,7 +128,7 @@ def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Path:
         encoder = load_video_encoder(config.encoder_from)
     elif (config.output / "video_encoder.json").exists():
         encoder = load_video_encoder(config.output)
-        if encoder.name != config.encoder:
+        if encoder.name != config.encoder.rstrip("/").split("/")[-1]:
             raise InputError(
                 f"{config.output}: holds tokens of {encoder.name}, not {config.encoder}; choose another --output"
             )
@@ -141,16 +142,21 @@ def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Path:
 
 
 def _make_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
+    from videoclip.encoders.image import ImageEncoder
     from videoclip.encoders.s3d import S3D
     from videoclip.encoders.x3d import X3D
 
+    if "/" in config.encoder:
+        return ImageEncoder.from_pretrained(config.encoder)
     if config.encoder == "s3d":
         if config.weights is None:
             raise InputError("the encoder s3d needs its published weights: --weights s3d_howto100m.pth")
         return S3D.from_howto100m(config.weights)
     family, _, variant = config.encoder.partition("-")
     if family != "x3d":
-        raise InputError(f"unknown encoder {config.encoder!r}; choose s3d, x3d-tiny, x3d-xs, x3d-s, x3d-m or x3d-l")
+        raise InputError(
+            f"unknown encoder {config.encoder!r}; choose s3d, x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l or a hub id"
+        )
     encoder = X3D(variant, config.weights, config.seed)
     if config.weights is None:
         print(

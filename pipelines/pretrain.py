@@ -459,10 +459,13 @@ def _drop_old_checkpoints(output: Path) -> None:
 def _save_model(model: Any, shards: Any, output: Path) -> None:
     """The finished model with everything that `encode_video` and `encode_text` need, under its name only when whole."""
     from videoclip.encoders.video_encoder import load_video_encoder
+    from videoclip.model import ModelCard
 
     if (shards.folder / "video_encoder.json").exists():
         model.set_frozen("video encoder", load_video_encoder(shards.folder))
     unfinished = output / ".model"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
+    manifest = shards.manifest
+    data = f"{len(shards)} videos, {shards.seconds().sum() / 3600:.1f} hours, with captions"
+    model.save_pretrained(unfinished, ModelCard(data, f"{manifest.encoder} ({manifest.fingerprint[:12]})"))
     os.replace(unfinished, output / "model")

@@ -1,5 +1,6 @@
 """Frozen encoders: X3D through pytorchvideo with or without torchvision, and text encoders of the BERT family."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import write_video
 
+from videoclip.encoders.image import ImageEncoder
 from videoclip.encoders.text import FrozenTextEncoder
 from videoclip.encoders.video_encoder import load_video_encoder
 from videoclip.encoders.x3d import VARIANTS, X3D, _build
@@ -216,3 +218,44 @@ def test_text_encoders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         FrozenTextEncoder(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="embedding table"):
         FrozenTextEncoder(str(tiny_bert(tmp_path / "small", vocabulary=7)))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "vit"])
+def test_a_vision_model_of_the_hub_encodes_seconds_by_the_mean_of_their_frames(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    text = {
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+        "image_size": 32, "patch_size": 16,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "clip":
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+        network: torch.nn.Module = transformers.CLIPModel(config)
+    elif kind == "siglip":
+        network = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision))
+    else:
+        network = transformers.ViTModel(transformers.ViTConfig(**vision))
+    folder = tmp_path / "tiny-model"
+    network.save_pretrained(folder)
+    preparation = {"size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preparation))
+    encoder = ImageEncoder.from_pretrained(str(folder))
+    clips = np.random.default_rng(0).integers(0, 255, (3, 2, 32, 32, 3), dtype=np.uint8)
+    tokens = encoder.encode_clips(clips)
+    assert tokens.shape == (3, encoder.dimension) and encoder.name == "tiny-model"
+    images = torch.from_numpy(clips[1]).permute(0, 3, 1, 2) / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    images = images / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    with torch.inference_mode():
+        output = network.eval().get_image_features(images) if kind != "vit" else network.eval()(images)
+    expected = (output if isinstance(output, torch.Tensor) else output.pooler_output).mean(0)
+    np.testing.assert_allclose(tokens[1], expected.numpy(), atol=1e-5)
+    encoder.save(tmp_path / "saved")
+    np.testing.assert_allclose(load_video_encoder(tmp_path / "saved").encode_clips(clips), tokens, atol=1e-6)

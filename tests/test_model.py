@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from videoclip.data.words import train_wordpiece
 from videoclip.errors import InputError
 from videoclip.losses import contrastive_loss
-from videoclip.model import VideoCLIP, VideoCLIPConfig
+from videoclip.model import ModelCard, VideoCLIP, VideoCLIPConfig
 
 TINY = VideoCLIPConfig(
     video_dimension=12,
@@ -135,6 +135,29 @@ def test_saving_and_loading_gives_the_same_embeddings(tmp_path: Path) -> None:
     texts = ["chop the onion", "soup"]
     assert torch.equal(loaded.encode_text(texts), model.encode_text(texts))
     assert torch.allclose(loaded.encode_text(texts).norm(dim=1), torch.ones(2))
+
+
+def test_the_card_states_data_encoders_licence_and_scores(tmp_path: Path) -> None:
+    card = ModelCard("240 cooking videos", "s3d (abc)", scores=(("R@1", 38.2),))
+    tiny().save_pretrained(tmp_path, card)
+    page = (tmp_path / "README.md").read_text()
+    assert page.startswith("---\nlicense: mit\n")
+    for part in ("240 cooking videos", "s3d (abc)", "| R@1 | 38.20 |", "50 words"):
+        assert part in page
+
+
+def test_what_is_pushed_to_the_hub_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the upload itself is left out: there is no hub here."""
+    from huggingface_hub import HfApi, ModelHubMixin
+
+    seen: list[str] = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: type("Repo", (), {"repo_id": repo_id}))
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda self, folder_path, **_: seen.extend(p.name for p in Path(folder_path).iterdir())
+    )
+    assert issubclass(VideoCLIP, ModelHubMixin)
+    tiny().push_to_hub("someone/model")
+    assert {"config.json", "model.safetensors", "README.md"} <= set(seen)
 
 
 def test_long_videos_are_embedded_in_pieces() -> None:

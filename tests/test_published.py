@@ -187,7 +187,7 @@ def test_a_separate_release_gives_the_reference_outputs(reference: Path, tmp_pat
 
 
 def test_a_shared_release_numbers_its_positions_as_published(tmp_path: Path) -> None:
-    """Text takes position 0 for [CLS], then 34, 35, …, token type 1 for all but [CLS]: checked against plain tensors."""
+    """Text takes position 0 for [CLS], then 34, 35, …, and token type 1 for all but [CLS]."""
     model = convert.from_mmpt(save_release(tmp_path / "c.pt", released("shared")), heads=4)
     assert model.config.transformer == "shared" and model.config.layers == 3
     embeddings = model.mm_encoder.bert.embeddings

@@ -20,7 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, read_json, write_json
+from videoclip.files import atomic_path, read_json, write_json, write_text
+
+try:
+    from huggingface_hub import ModelHubMixin
+except ImportError:  # training and saving work without it; only the hub does not
+
+    class ModelHubMixin:  # type: ignore[no-redef]
+        """Stands in where huggingface_hub is not installed."""
+
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 CLS, SEP = 0, 1  # rows of the two-row word embedding that wraps video tokens
@@ -87,6 +95,33 @@ class VideoCLIPConfig:
     def first_text_position(self) -> int:
         """Position of a text's first word; in the shared variant the places of a full video clip come before it."""
         return self.max_seconds + 2 if self.transformer == "shared" else 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model's README says besides its configuration. `scores`: figure -> value, as evaluation wrote them."""
+
+    data: str = "not recorded"
+    video_encoder: str = "not recorded"
+    license: str = "mit"
+    scores: tuple[tuple[str, float], ...] = ()
+
+    def render(self, config: VideoCLIPConfig) -> str:
+        """Markdown, with the header that the hub reads."""
+        text = {"embeddings": "trainable word embeddings", "frozen": f"frozen {config.text_encoder or 'encoder'}"}
+        scores = "\n".join(f"| {name} | {value:.2f} |" for name, value in self.scores)
+        table = f"\n| figure | value |\n|---|---|\n{scores}\n" if scores else " none recorded\n"
+        return (
+            f"---\nlicense: {self.license}\nlibrary_name: videoclip\n"
+            "tags: [video-text-retrieval, moment-retrieval]\n---\n"
+            "# VideoCLIP\n\nVideo and text clips in one space, learned from narration (Xu et al., EMNLP 2021).\n\n"
+            f"- Data: {self.data}\n"
+            f"- Video tokens: {self.video_encoder}, {config.video_dimension} wide, one a second\n"
+            f"- Text: {text[config.text]}, {config.vocabulary} words\n"
+            f"- Transformer: {config.transformer}, {config.layers} layers, {config.width} wide, "
+            f"{config.pooling} pooling\n"
+            f"- Licence: {self.license}\n- Scores:{table}"
+        )
 
 
 @dataclass(frozen=True)
@@ -274,10 +309,11 @@ class VideoTower(nn.Module):
         self.bert = Bert(config, layers, vocabulary)
 
 
-class VideoCLIP(nn.Module):
+class VideoCLIP(nn.Module, ModelHubMixin):
     """The trainable part of VideoCLIP, with the frozen encoders and the tokenizer it belongs to where they are known.
 
-    `video_encoder`, `text_encoder` and `tokenizer` are not parameters; `from_pretrained` sets what the folder holds.
+    Frozen encoders and tokenizer are no parameters; they are read from the model's folder when they are first needed.
+    `push_to_hub(repo_id)` is huggingface_hub's; it uploads what `save_pretrained` writes.
     """
 
     def __init__(self, config: VideoCLIPConfig) -> None:
@@ -500,9 +536,13 @@ class VideoCLIP(nn.Module):
 
     # --- Saving ---------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write `config.json` and `model.safetensors`, and the tokenizer and frozen encoders that the model has."""
+    def save_pretrained(self, folder: Path | str, card: ModelCard | None = None, **_: Any) -> None:  # type: ignore[override]
+        """Write `config.json`, `model.safetensors`, the tokenizer and frozen encoders that the model has, and a card.
+
+        Other keywords are those that huggingface_hub's `push_to_hub` passes; nothing here depends on them.
+        """
         self.save_weights(folder)
+        write_text(Path(folder) / "README.md", (card or ModelCard()).render(self.config))
         for part in self._frozen.values():
             part.save(Path(folder))
 
@@ -518,7 +558,7 @@ class VideoCLIP(nn.Module):
         write_json(folder / CONFIG_FILE, asdict(self.config))
 
     @classmethod
-    def from_pretrained(cls, folder_or_id: Path | str) -> VideoCLIP:
+    def from_pretrained(cls, folder_or_id: Path | str) -> VideoCLIP:  # type: ignore[override]
         """Read a model from a folder, or from a hub id.
 
         Raises InputError if it is neither, or if configuration and weights do not fit together.

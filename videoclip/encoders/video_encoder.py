@@ -139,12 +139,13 @@ def load_video_encoder(folder: Path) -> VideoEncoder:
     """
     from safetensors.torch import load_file
 
+    from videoclip.encoders.image import ImageEncoder
     from videoclip.encoders.s3d import S3D
     from videoclip.encoders.x3d import X3D
 
     folder = Path(folder)
     description = read_json(folder / "video_encoder.json")
-    classes: dict[str, Any] = {"S3D": S3D, "X3D": X3D}
+    classes: dict[str, Any] = {"ImageEncoder": ImageEncoder, "S3D": S3D, "X3D": X3D}
     if description.get("encoder") not in classes:
         raise InputError(f"{folder / 'video_encoder.json'}: unknown encoder {description.get('encoder')!r}")
     encoder = classes[description["encoder"]](**description["options"])
