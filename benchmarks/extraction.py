@@ -66,9 +66,10 @@ def measure(encoder: VideoEncoder, path: Path) -> None:
     encoder.encode_video(path)
     whole = time.perf_counter() - start
     del encoder.encode_clips
+    share = 100 * busy.seconds / whole
     print(
-        f"{path.name:20s} {encoder.name:8s} decode {len(clips) / decoding:7.1f}   encode {len(clips) / encoding:7.2f}   "
-        f"whole {len(clips) / whole:7.2f} s/s   encoder busy {100 * busy.seconds / whole:5.1f}%"
+        f"{path.name:20s} {encoder.name:8s} decode {len(clips) / decoding:7.1f}   "
+        f"encode {len(clips) / encoding:7.2f}   whole {len(clips) / whole:7.2f} s/s   encoder busy {share:5.1f}%"
     )
 
 

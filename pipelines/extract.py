@@ -238,7 +238,7 @@ class EncodeVideo:
         torch.set_num_threads(1)  # one actor a CPU; threads of several would fight
         self.encoder = load_video_encoder(Path(encoder_folder))
         if torch.cuda.is_available():
-            self.encoder.to("cuda")
+            self.encoder.to("cuda").half()
         self.attempts = Path(attempts)
         self.attempts.mkdir(parents=True, exist_ok=True)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 from conftest import write_video
 
+from videoclip.data.video import FrameFormat, decode_seconds
 from videoclip.encoders.image import ImageEncoder
 from videoclip.encoders.text import FrozenTextEncoder
-from videoclip.encoders.video_encoder import load_video_encoder
+from videoclip.encoders.video_encoder import ahead, load_video_encoder, scale_and_crop
 from videoclip.encoders.x3d import VARIANTS, X3D, _build
 from videoclip.errors import InputError
 
@@ -259,3 +261,46 @@ def test_a_vision_model_of_the_hub_encodes_seconds_by_the_mean_of_their_frames(t
     np.testing.assert_allclose(tokens[1], expected.numpy(), atol=1e-5)
     encoder.save(tmp_path / "saved")
     np.testing.assert_allclose(load_video_encoder(tmp_path / "saved").encode_clips(clips), tokens, atol=1e-6)
+
+
+def test_frames_scaled_by_the_device_are_those_that_the_decoder_scales(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[0:120, 0:200]
+    wave = 127 + 90 * np.sin(columns / 17) * np.cos(rows / 13)
+    picture = np.repeat(wave[..., None], 3, 2).astype(np.uint8)
+    path = write_video(tmp_path / "a.mp4", [n / 8 for n in range(16)], lambda n: picture)
+    decoded = next(decode_seconds(path, FrameFormat(8, 64)))[0]
+    whole = next(decode_seconds(path, FrameFormat(8, 64, scaled=False)))
+    assert whole.shape == (8, 120, 200, 3)
+    scaled = scale_and_crop(torch.from_numpy(whole).permute(0, 3, 1, 2) / 255, 64)[0].permute(1, 2, 0) * 255
+    assert np.abs(scaled.numpy() - decoded).mean() < 4
+    encoder = X3D("tiny")
+    close = encoder.encode_clips([whole], scaled=False), encoder.encode_clips([decoded[None].repeat(8, 0)])
+    assert np.corrcoef(close[0].ravel(), close[1].ravel())[0, 1] > 0.99
+
+
+def test_decoding_ahead_raises_what_the_decoder_raises_and_stops_when_nobody_reads(tmp_path: Path) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise InputError("the file is damaged")
+
+    with pytest.raises(InputError, match="damaged"):
+        list(ahead(broken(), 2))
+    assert list(ahead(range(9), 2)) == list(range(9))
+    reader = ahead(iter(int, 1), 2)  # endless
+    next(reader)
+    reader.close()  # joins the thread, which must have noticed
+
+
+def test_mobilebert_is_a_frozen_text_encoder_of_its_own_width(tmp_path: Path) -> None:
+    from transformers import BertTokenizerFast, MobileBertConfig, MobileBertModel
+
+    folder = tiny_bert(tmp_path / "words")
+    config = MobileBertConfig(
+        vocab_size=60, hidden_size=32, embedding_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, intra_bottleneck_size=16, true_hidden_size=16,
+    )  # fmt: skip
+    MobileBertModel(config).save_pretrained(tmp_path / "mobile")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(tmp_path / "mobile")
+    encoder = FrozenTextEncoder(str(tmp_path / "mobile"))
+    ids, lengths = encoder.tokenizer.clip_ids(["chop the onion"], 10)
+    assert encoder.encode_packed(torch.from_numpy(ids).long(), torch.from_numpy(lengths)).shape == (5, 32)

@@ -174,6 +174,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     for tokens, lengths, message in (
         (torch.zeros(3, 11), torch.tensor([3]), "12"),
         (torch.zeros(17, 12), torch.tensor([17]), "1 to 16"),
+        (torch.full((3, 12), torch.nan), torch.tensor([3]), "not finite"),
     ):
         with pytest.raises(InputError, match=message):
             model.embed_video(tokens, lengths)

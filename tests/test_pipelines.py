@@ -403,3 +403,23 @@ def test_a_yaml_file_fills_options_and_options_win(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("epoch: 7\n")
     with pytest.raises(InputError, match="unknown options epoch"):
         _take_config_file(["--config", str(tmp_path / "bad.yaml")], PretrainConfig)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pipelines.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_one_clear_line(corpus: Path, tmp_path: Path) -> None:
+    annotations = corpus / "qvhighlights_val.jsonl"
+    rows = [{"qid": q["qid"], "pred_relevant_windows": [[0, 9, 1]]} for q in read_json_lines(annotations)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "qvhighlights", "--annotations", annotations, "--predictions", tmp_path / "p.jsonl"]
+    command = [sys.executable, "-c", FULL_DISK, *map(str, words), "--output", str(tmp_path / "out" / "m.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 2 and "cannot write" in done.stderr and done.stderr.count("\n") == 1
+    assert not list((tmp_path / "out").iterdir()), "nothing half-written is left"

@@ -16,6 +16,7 @@ from test_model import reference_model, weight_by_name
 from pipelines.cli import main
 from videoclip import convert
 from videoclip.data.shards import Shards
+from videoclip.data.words import train_wordpiece
 from videoclip.encoders.s3d import S3D, SamePool, space_to_depth
 from videoclip.encoders.video_encoder import load_video_encoder
 from videoclip.errors import InputError
@@ -233,6 +234,21 @@ def test_checkpoints_that_do_not_fit_are_refused_with_what_differs(tmp_path: Pat
     torch.save([1, 2], tmp_path / "e.pt")
     with pytest.raises(InputError, match="fairseq"):
         convert.from_mmpt(tmp_path / "e.pt")
+
+
+def test_a_tokenizer_that_knows_more_words_than_the_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = released("separate")
+    words = "text_encoder.embeddings.word_embeddings.weight"
+    state[words] = state[words][:110]
+    path = save_release(tmp_path / "c.pt", state)
+    train_wordpiece(["".join(chr(33 + i) for i in range(90))], 300).save(tmp_path / "words")
+    code = main(
+        ["convert", "mmpt", str(path), str(tmp_path / "m"), "--heads", "4", "--tokenizer", str(tmp_path / "words")]
+    )
+    assert code == 2 and "another tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("transformer", ["shared", "separate"])

@@ -365,6 +365,8 @@ class VideoCLIP(nn.Module, ModelHubMixin):
                 f"video tokens are {tokens.shape[-1]} wide, but this model takes {self.config.video_dimension}; "
                 "extract them with the encoder that it was trained on"
             )
+        if not self.training and not torch.isfinite(tokens).all():
+            raise InputError("video tokens hold values that are not finite; extract them again")
         lengths = lengths.cpu()
         if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= self.config.max_seconds:
             raise InputError(f"a video clip must have 1 to {self.config.max_seconds} tokens")

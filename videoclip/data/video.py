@@ -34,10 +34,14 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class FrameFormat:
-    """How frames reach an encoder: `fps` frames a second, shorter side scaled to `size`, then a `size` centre crop."""
+    """How frames reach an encoder: `fps` frames a second, shorter side scaled to `size`, then a `size` centre crop.
+
+    With `scaled` off they keep their displayed size, and whoever reads them scales them: a GPU does that for free.
+    """
 
     fps: int
     size: int
+    scaled: bool = True
 
 
 def find_videos(folder: Path) -> list[Path]:
@@ -67,7 +71,8 @@ def probe(path: Path) -> VideoInfo:
 def decode_seconds(
     path: Path, frame_format: FrameFormat, start: float = 0.0, end: float | None = None
 ) -> Iterator[np.ndarray]:
-    """Yield one uint8 array [fps, size, size, 3] (RGB) for every second of [start, end), both in seconds.
+    """Yield one uint8 array [fps, H, W, 3] (RGB, H = W = size unless `scaled` is off) for every second of
+    [start, end), both in seconds.
 
     The last, partial second is filled with zeros, as the public extraction scripts do. Rotation flags and
     non-square pixels are honoured.
@@ -76,9 +81,13 @@ def decode_seconds(
     that its header promises, or if `start` lies behind its end.
     """
     fps = frame_format.fps
-    second = np.zeros((fps, frame_format.size, frame_format.size, 3), np.uint8)
+    second = np.zeros((fps, 0, 0, 3), np.uint8)
     filled = 0
     for frame in _frames_at_rate(Path(path), frame_format, start, end):
+        if frame.shape != second.shape[1:]:
+            if filled:
+                raise InputError(f"{path}: the picture changes its size within a second; convert the file first")
+            second = np.zeros((fps, *frame.shape), np.uint8)
         second[filled] = frame
         filled += 1
         if filled == fps:
@@ -155,7 +164,7 @@ def _frames_at_rate(path: Path, frame_format: FrameFormat, start: float, end: fl
                     raise InputError(f"{path}: a frame claims to be shown at {time:.0f} s; the file is damaged")
                 while shown is not None and start + wanted / fps < min(time - 1e-6, stop - 1e-6):
                     if picture is None:
-                        picture = _scale_and_crop(shown, stream, frame_format.size, path)
+                        picture = _picture(shown, stream, frame_format, path)
                     yield picture
                     wanted += 1
                 frame_length = time - last_time if decoded else 0.0
@@ -179,7 +188,7 @@ def _frames_at_rate(path: Path, frame_format: FrameFormat, start: float, end: fl
         raise InputError(f"{path}: clip starts at {start} s but the video ends at {video_end:.1f} s")
     while start + wanted / fps < min(video_end, stop) - 1e-6:
         if picture is None:
-            picture = _scale_and_crop(shown, stream, frame_format.size, path)
+            picture = _picture(shown, stream, frame_format, path)
         yield picture
         wanted += 1
 
@@ -224,18 +233,20 @@ def _duration(container: Any, stream: Any) -> float:
     return container.duration / 1e6 if container.duration else 0.0
 
 
-def _scale_and_crop(frame: Any, stream: Any, size: int, path: Path) -> np.ndarray:
-    """Scale the shorter displayed side to `size`, cut the centre square and turn it upright: uint8 [size, size, 3]."""
+def _picture(frame: Any, stream: Any, frame_format: FrameFormat, path: Path) -> np.ndarray:
+    """The picture as a player shows it, upright: uint8 [size, size, 3], or [H, W, 3] where `scaled` is off."""
     if frame.width * frame.height > MAX_PIXELS:
         raise InputError(f"{path}: a frame of {frame.width} x {frame.height} pixels is more than may be allocated")
     aspect = float(stream.sample_aspect_ratio or 1)
     width, height = frame.width * (aspect if aspect > 0 else 1), frame.height
-    scale = size / min(width, height)
-    width, height = max(round(width * scale), size), max(round(height * scale), size)
+    size = frame_format.size
+    scale = size / min(width, height) if frame_format.scaled else 1.0
+    width, height = max(round(width * scale), 1), max(round(height * scale), 1)
     if width * height > MAX_PIXELS:
         raise InputError(f"{path}: its picture of {frame.width} x {frame.height} pixels is too elongated to scale")
-    array = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
-    top, left = (height - size) // 2, (width - size) // 2
-    cropped = array[top : top + size, left : left + size]
-    # A square commutes with quarter turns, so the crop may come before them. Players turn the other way round.
-    return np.ascontiguousarray(np.rot90(cropped, round(frame.rotation / 90) % 4))
+    picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    if frame_format.scaled:
+        top, left = (height - size) // 2, (width - size) // 2
+        picture = picture[top : top + size, left : left + size]
+    # Cropping to a square commutes with quarter turns, so it may come before. Players turn the other way round.
+    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90) % 4))

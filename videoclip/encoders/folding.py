@@ -1,4 +1,4 @@
-"""The fast arrangement of a frozen convolutional network: BatchNorm folded into convolutions, channels last.
+"""The fast arrangement of a frozen convolutional network: folded BatchNorm, channels last, flat convolutions.
 
 The network that is saved, fingerprinted and loaded keeps its published form. What runs is a copy, made when it is
 first needed and again when a weight has changed.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -35,6 +36,54 @@ class FoldedCopy:
         return FoldedCopy()  # a copy of the module has weights of its own
 
 
+class FlatConv(nn.Module):
+    """A 3D convolution over space alone, over time alone or over channels alone, as the matrix product or the 2D
+    convolution that it is.
+
+    In channels-last order these are views of the same memory, and PyTorch's 2D kernels are far better than its 3D
+    ones, which on a CPU often fall back to copying patches out (`slow_conv3d`).
+    """
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        self.kernel, self.groups = conv.kernel_size, conv.groups
+        self.stride, self.padding = conv.stride, tuple(int(side) for side in conv.padding)
+        self.bias = conv.bias
+        weight = conv.weight
+        if self.kernel == (1, 1, 1):
+            weight = weight.flatten(1)
+        elif self.kernel[0] == 1:
+            weight = weight[:, :, 0].contiguous(memory_format=torch.channels_last)
+        else:
+            weight = weight[:, :, :, 0].contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    @staticmethod
+    def serves(conv: nn.Conv3d) -> bool:
+        """Whether the kernel is flat, and time is not strided where space is convolved (or the other way round)."""
+        t, h, w = conv.kernel_size
+        if conv.kernel_size == (1, 1, 1):
+            return conv.groups == 1 and conv.padding == (0, 0, 0)
+        if isinstance(conv.padding, str) or (t > 1 and any(conv.padding[1:])) or (t == 1 and conv.padding[0]):
+            return False
+        return (t == 1 and conv.stride[0] == 1) or (h == w == 1 and conv.stride[1] == conv.stride[2] == 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.permute(0, 2, 3, 4, 1)  # [B, T, H, W, C], contiguous where x is channels-last
+        if self.kernel == (1, 1, 1):
+            rows = rows[:, :: self.stride[0], :: self.stride[1], :: self.stride[2]]
+            return F.linear(rows, self.weight, self.bias).permute(0, 4, 1, 2, 3)
+        batch, time, height, width, _ = rows.shape
+        if self.kernel[0] == 1:
+            flat = rows.flatten(0, 1).permute(0, 3, 1, 2)  # [B * T, C, H, W]
+            y = F.conv2d(flat, self.weight, self.bias, self.stride[1:], self.padding[1:], groups=self.groups)
+            return y.permute(0, 2, 3, 1).unflatten(0, (batch, time)).permute(0, 4, 1, 2, 3)
+        flat = rows.flatten(2, 3).permute(0, 3, 1, 2)  # [B, C, T, H * W]
+        strides, paddings = (self.stride[0], 1), (self.padding[0], 0)
+        y = F.conv2d(flat, self.weight, self.bias, strides, paddings, groups=self.groups)
+        return y.permute(0, 2, 3, 1).unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+
+
 def _fold(module: nn.Module) -> nn.Module:
     folded = copy.deepcopy(module)
     for parent, convolution, norm in _pairs(folded):
@@ -45,6 +94,12 @@ def _fold(module: nn.Module) -> nn.Module:
         setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), batch_norm))
         setattr(holder, name, nn.Identity())
     nn.Module.to(folded, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    for parent in list(folded.modules()):
+        if isinstance(parent, nn.ReLU):
+            parent.inplace = True
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv3d) and FlatConv.serves(child):
+                setattr(parent, name, FlatConv(child))
     return folded.requires_grad_(False).eval()
 
 

@@ -6,13 +6,15 @@ import hashlib
 import json
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoclip.data.video import FrameFormat, clips_of_seconds, decode_seconds
@@ -46,21 +48,32 @@ class VideoEncoder(nn.Module):
         Extraction calls this, and so does a model that is given a file: their tokens are the same.
         Raises InputError if the file cannot be decoded or its tokens are not finite.
         """
-        seconds = decode_seconds(path, self.frame_format, start, end)
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        seconds = decode_seconds(path, replace(self.frame_format, scaled=on_cpu), start, end)
         clips = ahead(clips_of_seconds(seconds, self.frame_offsets), self.seconds_per_batch)
-        batches = [self.encode_clips(batch) for batch in _batches(clips, self.seconds_per_batch)]
+        batches = [self.encode_clips(batch, scaled=on_cpu) for batch in _batches(clips, self.seconds_per_batch)]
         tokens = np.concatenate(batches).astype(np.float16)
         if not np.isfinite(tokens).all():
             raise InputError(f"{path}: the encoder {self.name} gave tokens that are not finite numbers")
         return tokens
 
     @torch.inference_mode()
-    def encode_clips(self, clips: np.ndarray) -> np.ndarray:
-        """uint8 [B, T, H, W, 3] -> float32 [B, dimension]. Frames cross to the device as uint8, a quarter of float."""
+    def encode_clips(self, clips: np.ndarray | Sequence[np.ndarray], scaled: bool = True) -> np.ndarray:
+        """uint8 [B, T, H, W, 3] -> float32 [B, dimension].
+
+        Frames cross to the device as uint8, a quarter of float, and are made numbers (and `scaled`, if they are not
+        yet) there, in the precision of the weights.
+        """
         parameter = next(self.parameters())
-        frames = torch.from_numpy(clips).to(parameter.device)
-        frames = frames.permute(0, 4, 1, 2, 3).to(parameter.dtype).div_(255)
-        return self.tokens(frames.contiguous(memory_format=torch.channels_last_3d)).float().cpu().numpy()
+        size = self.frame_format.size
+
+        def prepare(clip: np.ndarray) -> Tensor:
+            frames = torch.from_numpy(np.ascontiguousarray(clip)).to(parameter.device).permute(0, 3, 1, 2)
+            frames = frames.to(parameter.dtype).div_(255)
+            return (frames if scaled else scale_and_crop(frames, size)).transpose(0, 1)
+
+        batch = torch.stack([prepare(clip) for clip in clips])
+        return self.tokens(batch.contiguous(memory_format=torch.channels_last_3d)).float().cpu().numpy()
 
     def tokens(self, frames: Tensor) -> Tensor:
         """What is stored for clips [B, 3, T, H, W] in [0, 1]: `forward`, unless an encoder has another convention."""
@@ -87,6 +100,17 @@ class VideoEncoder(nn.Module):
             folder / "video_encoder.json",
             {"encoder": type(self).__name__, "options": self.options, "fingerprint": self.fingerprint()},
         )
+
+
+def scale_and_crop(frames: Tensor, size: int) -> Tensor:
+    """Frames [T, 3, H, W] in [0, 1]: shorter side to `size`, centre crop -> [T, 3, size, size]. For GPUs; on a CPU
+    the decoder scales, which is faster there."""
+    height, width = frames.shape[2:]
+    scale = size / min(height, width)
+    shape = (max(round(height * scale), size), max(round(width * scale), size))
+    frames = F.interpolate(frames, shape, mode="bilinear", antialias=True, align_corners=False).clamp_(0, 1)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return frames[:, :, top : top + size, left : left + size]
 
 
 def ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
@@ -158,6 +182,6 @@ def load_video_encoder(folder: Path) -> VideoEncoder:
     return encoder
 
 
-def _batches(clips: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def _batches(clips: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     while batch := list(islice(clips, size)):
-        yield np.stack(batch)
+        yield batch
