@@ -93,7 +93,8 @@ def extract(config: ExtractConfig) -> Shards:
                     continue
                 writer.add(_record(row, captions, config, quarantine, manifest.dimension))
         quarantine.save()
-        writer.close()
+        if not writer.close().parts:
+            raise InputError(f"{config.videos}: none of the {len(paths)} videos could be used; see {quarantine.path}")
     shards = Shards(config.output)
     hours = shards.seconds().sum() / 3600
     print(f"{len(shards)} videos, {hours:.2f} hours of tokens in {config.output}; {quarantine.summary()}")

@@ -482,7 +482,7 @@ class VideoCLIP(nn.Module, ModelHubMixin):
         A clip longer than `max_seconds` is embedded in consecutive pieces whose embeddings are averaged.
         Raises InputError if the file cannot be decoded or the model's folder holds no video encoder.
         """
-        tokens = self.frozen_video_encoder().encode_video(Path(path), start, end)
+        tokens = self.frozen_video_encoder().encode_video(Path(path).expanduser(), start, end)
         return self.embed_long_video(torch.from_numpy(tokens))
 
     def embed_long_video(self, tokens: Tensor) -> Tensor:

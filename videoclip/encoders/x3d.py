@@ -43,14 +43,15 @@ class X3DVariant:
     token_layer: str = "head"  # or "stages"
 
 
-# Frames and strides are pytorchvideo's (`pytorchvideo/models/hub/x3d.py`), there at 30 frames a second: a stride of
-# 6 at 30 is every frame at 5. `tiny` is ours: random weights at 64 pixels, for trying things without a download.
+# Frames, strides and crops are those of pytorchvideo's hub page, there at 30 frames a second: a stride of 6 at 30 is
+# every frame at 5. It names no crop for L; 312 is what its builder (`models/hub/x3d.py`) is given. `tiny` is ours:
+# random weights at 64 pixels, for trying things without a download.
 VARIANTS = {
     "tiny": X3DVariant(frames=8, stride=1, fps=8, size=64, depth_factor=1.0, token_layer="stages"),
     "xs": X3DVariant(frames=4, stride=2, fps=5, size=182, depth_factor=2.2),
     "s": X3DVariant(frames=13, stride=1, fps=5, size=182, depth_factor=2.2),
     "m": X3DVariant(frames=16, stride=1, fps=6, size=256, depth_factor=2.2),
-    "l": X3DVariant(frames=16, stride=1, fps=6, size=320, depth_factor=5.0),
+    "l": X3DVariant(frames=16, stride=1, fps=6, size=312, depth_factor=5.0),
 }
 MEAN, STANDARD_DEVIATION = 0.45, 0.225  # of the published models, the same for all three colours
 
