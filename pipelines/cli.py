@@ -18,6 +18,8 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "extract": ("extract", "ExtractConfig", "extract", "videos and captions to shards of tokens"),
     "pretrain": ("pretrain", "PretrainConfig", "pretrain", "learn from shards with captions"),
     "cluster": ("cluster", "ClusterConfig", "cluster", "group videos into batches of similar ones"),
+    "index": ("search", "IndexConfig", "build_index", "make a folder of shards searchable"),
+    "search": ("search", "SearchConfig", "search", "find moments or videos by describing them"),
     "evaluate youcook2": ("evaluate", "RetrievalConfig", "evaluate_retrieval", "text-to-video retrieval"),
     "evaluate qvhighlights": ("evaluate", "MomentConfig", "evaluate_moments", "moments and highlights"),
     "convert mmpt": ("convert", "ConvertMMPTConfig", "convert_mmpt", "a published VideoCLIP checkpoint into a model"),

@@ -1,5 +1,6 @@
 """The real stages on a tiny corpus through a real local Ray, with faults made on purpose."""
 
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from pipelines.common import ray_session
 from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
 from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, pretrain
+from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.clips import ClipConfig
 from videoclip.data.kitchen import KitchenConfig, plan_kitchen, render_video, write_annotations
 from videoclip.data.shards import Shards
@@ -350,6 +352,44 @@ def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, tmp_pat
     assert sorted(video for batch in batches for video in batch) == captioned
     assert np.load(tmp_path / "clusters" / "embeddings.npy").shape == (9, 32)
     assert cluster(config) == batches
+
+
+def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:
+    build_index(IndexConfig(trained / "model", tokens / "test", tmp_path / "index", window=6, stride=3))
+    shards, model = Shards(tokens / "test"), VideoCLIP.from_pretrained(trained / "model")
+    found = search(SearchConfig("the egg is poured in the pan", trained / "model", tmp_path / "index", count=5))
+    assert len(found) == 5 and [m.score for m in found] == sorted((m.score for m in found), reverse=True)
+    assert all(0 <= m.start < m.end <= shards.seconds()[shards.video_ids().index(m.video_id)] for m in found)
+    with torch.inference_mode():
+        row = shards.video_ids().index(found[0].video_id)
+        window = torch.from_numpy(np.array(shards.tokens(row)[found[0].start : found[0].end]))
+        video = model.embed_video(window, torch.tensor([len(window)]))[0]
+    assert float(model.encode_text(["the egg is poured in the pan"])[0] @ video) == pytest.approx(
+        found[0].score, abs=1e-4
+    )
+    for one, other in itertools.combinations(found, 2):
+        assert one.video_id != other.video_id or one.end <= other.start or other.end <= one.start
+    videos = search(SearchConfig("the egg", trained / "model", tmp_path / "index", count=99, videos=True))
+    assert sorted(m.video_id for m in videos) == sorted(shards.video_ids())
+    covered = np.load(tmp_path / "index" / "windows.npz")["windows"]
+    assert all(covered[covered[:, 0] == r, 2].max() == s for r, s in enumerate(shards.seconds()))
+
+
+def test_an_index_of_another_model_or_a_damaged_one_is_refused(
+    ray: None, trained: Path, tokens: Path, tmp_path: Path
+) -> None:
+    build_index(IndexConfig(trained / "model", tokens / "test", tmp_path / "index"))
+    other = VideoCLIP.from_pretrained(trained / "model")
+    with torch.no_grad():
+        other.log_temperature.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="another model"):
+        search(SearchConfig("egg", tmp_path / "other", tmp_path / "index"))
+    (tmp_path / "index" / "index.faiss").write_bytes(b"x")
+    with pytest.raises(InputError, match="damaged"):
+        search(SearchConfig("egg", trained / "model", tmp_path / "index"))
+    with pytest.raises(InputError, match="no such file"):
+        search(SearchConfig("egg", trained / "model", tmp_path / "nowhere"))
 
 
 # --- The command --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,19 @@ class SimilarityIndex:
         _add_rows(index, embeddings)
         recall = _tune_probes(index, embeddings, lists)
         return cls(index, f"{lists} inverted lists, {index.nprobe} probed, over {count} x {width}: recall {recall:.3f}")
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file."""
+        import faiss
+
+        faiss.write_index(self.index, str(path))
+
+    @classmethod
+    def load(cls, path: Path, description: str) -> SimilarityIndex:
+        """Read what `save` wrote. Faiss trusts its files: check where one comes from before reading it."""
+        import faiss
+
+        return cls(faiss.read_index(str(path)), description)
 
     def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """float32 [Q, H] -> cosines float32 [Q, count] and rows int64 [Q, count], best first; -1 where none is left."""

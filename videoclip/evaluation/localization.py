@@ -83,7 +83,7 @@ def find_moments(
     curves = texts @ second_features(model, tokens, config).T
     if config.method == "sliding":
         windows = sliding_windows(len(tokens), config)
-        scores = texts @ _embed_windows(model, tokens, windows).T
+        scores = texts @ embed_windows(model, tokens, windows).T
     else:
         windows = _candidate_windows(len(tokens), config)
         scores = excess_over_threshold(curves, windows, config.threshold)
@@ -136,7 +136,7 @@ def _all_starts(seconds: int, lengths: list[int], stride: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _embed_windows(model: VideoCLIP, tokens: np.ndarray, windows: np.ndarray, batch: int = 512) -> np.ndarray:
+def embed_windows(model: VideoCLIP, tokens: np.ndarray, windows: np.ndarray, batch: int = 512) -> np.ndarray:
     """Embed every window [W, 2] of tokens [T, D] as a clip of its own: float32 [W, H]."""
     windows = np.column_stack([windows[:, 0], np.minimum(windows[:, 1], windows[:, 0] + model.config.max_seconds)])
     features = []

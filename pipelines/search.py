@@ -1,0 +1,177 @@
+"""`videoclip index` and `videoclip search`: find videos and moments of a folder of shards by describing them.
+
+The index folder holds `index.faiss`, `windows.npz` (video row, start and end in seconds of every indexed window),
+`video_ids.json`, and `index.json` with the fingerprint of the model that made it, which a search must use again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from pipelines.common import ray_session, start_run, with_absolute_paths
+from videoclip.errors import InputError
+from videoclip.files import atomic_path, read_json, sha256, write_json
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Index every window of every video, so that a search takes milliseconds. Run it again to go on."""
+
+    model: Path
+    """Folder of a trained model."""
+    shards: Path
+    """Folder that `videoclip extract` wrote."""
+    output: Path = Path("runs/index")
+    window: int = 8
+    """Seconds of an indexed window; a shorter video is one window."""
+    stride: int = 4
+    """Seconds between the starts of two windows."""
+    address: str | None = None
+    """Ray cluster to join; without it Ray runs on this machine."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Print the moments, or the videos, that answer a description best."""
+
+    query: Annotated[str, Positional]
+    """What to look for, in quotes."""
+    model: Path
+    """Folder of the model that made the index."""
+    index: Path = Path("runs/index")
+    count: int = 10
+    """How many answers."""
+    videos: bool = False
+    """Each video once, by its best moment."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One answer; times in seconds, `score` the cosine of query and window."""
+
+    video_id: str
+    start: int
+    end: int
+    score: float
+
+
+def build_index(config: IndexConfig) -> None:
+    """Run the stage.
+
+    Raises InputError if model and shards do not fit each other, or the options make no windows.
+    """
+    from pipelines.evaluate import load_model_and_shards
+    from videoclip.retrieval import SimilarityIndex
+
+    config = with_absolute_paths(config)
+    if not 1 <= config.stride <= config.window:
+        raise InputError("a stride must be at least one second and at most a window, or seconds would be missed")
+    model, shards = load_model_and_shards(config.model, config.shards)
+    if config.window > model.config.max_seconds:
+        raise InputError(f"a window may have at most {model.config.max_seconds} seconds with this model")
+    start_run(config.output, "index_run", config)
+    with ray_session(config.address):
+        parts = _embed_parts(config, shards)
+    features = np.concatenate([part["features"] for part in parts])
+    index = SimilarityIndex.build(features)
+    with atomic_path(config.output / "index.faiss") as temporary:
+        index.save(temporary)
+    with atomic_path(config.output / "windows.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, windows=np.concatenate([part["windows"] for part in parts]))
+    write_json(config.output / "video_ids.json", shards.video_ids())
+    description = {
+        "model": sha256(config.model / "model.safetensors"),
+        "index": sha256(config.output / "index.faiss"),
+        "windows": len(features),
+        "description": index.description,
+    }
+    write_json(config.output / "index.json", description)
+    print(f"{len(features)} windows of {len(shards)} videos in {config.output}: {index.description}")
+
+
+def _embed_parts(config: IndexConfig, shards: Any) -> list[Any]:
+    """Embed the windows of each part as a Ray task; parts that are there already are kept."""
+    import ray
+    from tqdm import tqdm
+
+    made_of = sha256(config.model / "model.safetensors")[:12]
+    paths = [
+        config.output / f"windows-{made_of}-{part.sha256[:12]}-{config.window}-{config.stride}.npz"
+        for part in shards.manifest.parts
+    ]
+    task = ray.remote(num_cpus=1)(_embed_part)
+    pending = [task.remote(config, number, path) for number, path in enumerate(paths) if not path.exists()]
+    with tqdm(total=len(paths), initial=len(paths) - len(pending), unit="part", desc="indexing") as bar:
+        while pending:
+            done, pending = ray.wait(pending)
+            ray.get(done)
+            bar.update(len(done))
+    return [np.load(path) for path in paths]
+
+
+def _embed_part(config: IndexConfig, number: int, path: Path) -> None:
+    import torch
+
+    from pipelines.evaluate import load_model_and_shards
+    from videoclip.evaluation.localization import LocalizationConfig, embed_windows, sliding_windows
+
+    torch.set_num_threads(1)  # one task a CPU
+    model, shards = load_model_and_shards(config.model, config.shards)
+    sliding = LocalizationConfig(sliding_lengths=(config.window,), sliding_stride=config.stride)
+    windows, features = [], []
+    for row in range(shards.first_rows[number], shards.first_rows[number + 1]):
+        tokens = shards.tokens(row)
+        of_video = sliding_windows(len(tokens), sliding)
+        if of_video[-1, 1] < len(tokens):  # the last seconds of a video must be found too
+            of_video = np.append(of_video, [[len(tokens) - config.window, len(tokens)]], 0)
+        windows.append(np.insert(of_video, 0, row, 1))
+        features.append(embed_windows(model, tokens, of_video))
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, windows=np.concatenate(windows), features=np.concatenate(features))
+
+
+def search(config: SearchConfig) -> list[Moment]:
+    """Answer one query and print the answers, best first.
+
+    Raises InputError if there is no index, it is damaged, or another model made it.
+    """
+    from videoclip.model import VideoCLIP
+    from videoclip.retrieval import SimilarityIndex
+
+    description = read_json(config.index / "index.json")
+    if description["model"] != sha256(config.model / "model.safetensors"):
+        raise InputError(f"{config.index}: was made by another model; run `videoclip index` with this one")
+    if description["index"] != sha256(config.index / "index.faiss"):
+        raise InputError(f"{config.index / 'index.faiss'}: is damaged; run `videoclip index` again")
+    if not config.query.strip():
+        raise InputError("the query is empty")
+    text = VideoCLIP.from_pretrained(config.model).encode_text([config.query]).numpy()
+    index = SimilarityIndex.load(config.index / "index.faiss", description["description"])
+    with np.load(config.index / "windows.npz") as stored:
+        windows = stored["windows"]
+    video_ids = read_json(config.index / "video_ids.json")
+    wanted = min(len(windows), 50 * config.count)  # overlapping windows of a moment are thinned out below
+    scores, rows = index.search(text / np.linalg.norm(text), wanted)
+    moments = _thin_out(windows[rows[0]], scores[0], video_ids, config)
+    for place, moment in enumerate(moments, 1):
+        print(f"{place:3d}  {moment.score:6.3f}  {moment.start:6d} - {moment.end:6d} s  {moment.video_id}")
+    return moments
+
+
+def _thin_out(windows: np.ndarray, scores: np.ndarray, video_ids: list[str], config: SearchConfig) -> list[Moment]:
+    """The best windows [W, 3] (video row, start, end), none touching a better one of its video, or one a video."""
+    kept: list[Moment] = []
+    for (row, start, end), score in zip(windows.tolist(), scores.tolist()):
+        video_id = video_ids[row]
+        of_video = [moment for moment in kept if moment.video_id == video_id]
+        if (config.videos and of_video) or any(m.start < end and start < m.end for m in of_video):
+            continue
+        kept.append(Moment(video_id, start, end, score))
+        if len(kept) == config.count:
+            break
+    return kept
