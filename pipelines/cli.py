@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "search": ("search", "SearchConfig", "search", "find moments or videos by describing them"),
     "evaluate youcook2": ("evaluate", "RetrievalConfig", "evaluate_retrieval", "text-to-video retrieval"),
     "evaluate qvhighlights": ("evaluate", "MomentConfig", "evaluate_moments", "moments and highlights"),
+    "report": ("report", "ReportConfig", "report", "results as one self-contained page"),
     "convert mmpt": ("convert", "ConvertMMPTConfig", "convert_mmpt", "a published VideoCLIP checkpoint into a model"),
     "convert features": ("convert", "ConvertFeaturesConfig", "convert_features", "a folder of .npy tokens into shards"),
     "convert shards": ("convert", "ConvertShardsConfig", "convert_shards", "shards into a folder of .npy tokens"),

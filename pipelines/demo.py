@@ -11,21 +11,13 @@ from pipelines.common import Stopwatch, ray_session
 from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
 from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, PretrainResult, pretrain
+from pipelines.report import MOMENT_ROWS, ReportConfig, report
 from videoclip.data.clips import ClipConfig
 from videoclip.data.kitchen import KitchenConfig, KitchenVideo, plan_kitchen, render_video, write_annotations
 from videoclip.errors import InputError
-from videoclip.files import read_json, read_json_lines, write_json, write_text
+from videoclip.evaluation.report import Table
+from videoclip.files import read_json, write_json, write_text
 from videoclip.training import OptimizerConfig
-
-MOMENT_ROWS = (
-    "MR-full-R1@0.5",
-    "MR-full-R1@0.7",
-    "MR-full-mAP",
-    "MR-full-mAP@0.5",
-    "MR-full-mAP@0.75",
-    "HL-min-VeryGood-mAP",
-    "HL-min-VeryGood-Hit1",
-)
 
 
 @dataclass(frozen=True)
@@ -73,11 +65,11 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             retrieval, moments = evaluate(corpus, result.model, config.output / "evaluation")
     publish_model(result, config.output / "model", corpus, config, retrieval)
     corpus.stopwatch.seconds["total"] = time.perf_counter() - start
-    report = _report(config, corpus, retrieval, moments)
-    write_json(config.output / "report.json", report)
-    _write_page(config, corpus, report, retrieval, moments)
-    _print_summary(config, report)
-    return report
+    numbers = _numbers(config, corpus, retrieval, moments)
+    write_json(config.output / "report.json", numbers)
+    _write_page(config, corpus, numbers)
+    _print_summary(numbers)
+    return numbers
 
 
 def _refuse_other_seed(config: DemoConfig) -> None:
@@ -189,7 +181,7 @@ def publish_model(
         target.symlink_to(Path("pretrain") / "model", target_is_directory=True)
 
 
-def _report(config: DemoConfig, corpus: Corpus, retrieval: dict[str, Any], moments: dict[str, Any]) -> dict[str, Any]:
+def _numbers(config: DemoConfig, corpus: Corpus, retrieval: dict[str, Any], moments: dict[str, Any]) -> dict[str, Any]:
     seconds = corpus.stopwatch.seconds
     return {
         "corpus": {
@@ -206,8 +198,8 @@ def _report(config: DemoConfig, corpus: Corpus, retrieval: dict[str, Any], momen
     }
 
 
-def _print_summary(config: DemoConfig, report: dict[str, Any]) -> None:
-    retrieval, moments = report["retrieval"], report["moments"]
+def _print_summary(numbers: dict[str, Any]) -> None:
+    retrieval, moments = numbers["retrieval"], numbers["moments"]
     chance = retrieval["chance_R@1"]
     print(
         f"\nFinding {retrieval['queries']} held-out steps by description:\n"
@@ -219,70 +211,23 @@ def _print_summary(config: DemoConfig, report: dict[str, Any]) -> None:
     )
     for name in MOMENT_ROWS:
         print(f"  {name:22s}{moments[name]:6.2f}   (query-blind {moments['baseline'][name]:.2f})")
-    print(f"{report['seconds']['total']:.0f} seconds in all. Look at {config.output / 'report.html'}")
+    print(f"{numbers['seconds']['total']:.0f} seconds in all")
 
 
-def _write_page(
-    config: DemoConfig, corpus: Corpus, report: dict[str, Any], retrieval: dict[str, Any], moments: dict[str, Any]
-) -> None:
-    from videoclip.data.qvhighlights import read_qvhighlights
-    from videoclip.evaluation.moments import read_predictions
-    from videoclip.evaluation.report import (
-        Section,
-        Table,
-        choose_examples,
-        moment_example,
-        render_report,
-        retrieval_example,
-        training_curve,
-        videos_by_id,
-    )
-
-    videos = videos_by_id(corpus.folder / "test" / "videos")
-    queries = read_qvhighlights(corpus.folder / "qvhighlights_val.jsonl")
-    evaluation = config.output / "evaluation"
-    predictions = read_predictions(evaluation / "qvhighlights" / "predictions.jsonl")
-    found = read_json_lines(evaluation / "youcook2" / "predictions.jsonl")
-    found = sorted(found, key=lambda row: -row["rank"])
-    chance = retrieval["chance_R@1"]
-    tables = [
-        Table(
-            "Finding held-out steps by description",
-            ["", "R@1", "R@5", "R@10", "median rank"],
-            [
-                ["VideoCLIP", retrieval["R@1"], retrieval["R@5"], retrieval["R@10"], retrieval["MedR"]],
-                ["chance", chance, round(5 * chance, 2), round(10 * chance, 2), (retrieval["queries"] + 1) / 2],
-            ],
-            f"{retrieval['queries']} distinct captions of videos that training never saw; percent.",
-        ),
-        Table(
-            "Finding moments inside held-out videos",
-            ["", "VideoCLIP", "query-blind"],
-            [[name, moments["brief"][name], moments["baseline"][name]] for name in MOMENT_ROWS],
-            "Percent, as QVHighlights computes them. Query-blind: the fixed windows that do best on training videos.",
-        ),
-        Table("Seconds", list(report["seconds"]), [list(report["seconds"].values())]),
-    ]
-    sections = [
-        Section(
-            "Moments over time, failures first",
-            "Green: the true windows. Blue: similarity with the query. Orange: the first three windows found.",
-            [moment_example(q, p, videos.get(q.video_id)) for q, p in choose_examples(predictions, queries, 8)],
-        ),
-        Section(
-            "Retrieval, failures first",
-            "The middle frame of the right clip, then of the first clips found.",
-            [retrieval_example(found[place], videos) for place in _spread(len(found), 8)],
-        ),
-    ]
-    curve = training_curve(read_json_lines(config.output / "pretrain" / "metrics.jsonl"))
+def _write_page(config: DemoConfig, corpus: Corpus, numbers: dict[str, Any]) -> None:
     encoder = "published X3D-S weights" if config.weights else "a small X3D with random weights"
     summary = (
-        f"Seed {config.seed}: {report['corpus']['train_videos']} training and {report['corpus']['test_videos']} test "
-        f"videos, {report['corpus']['hours']} hours, seen through {encoder}. No label was used in training."
+        f"Seed {config.seed}: {numbers['corpus']['train_videos']} training and {numbers['corpus']['test_videos']} test "
+        f"videos, {numbers['corpus']['hours']} hours, seen through {encoder}. No label was used in training, and no "
+        "test video."
     )
-    render_report(config.output / "report.html", "VideoCLIP demo", summary, tables, [("Training", curve)], sections)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(min(count, total))})
+    page = ReportConfig(
+        config.output / "report.html",
+        "VideoCLIP demo",
+        retrieval=config.output / "evaluation" / "youcook2",
+        moments=config.output / "evaluation" / "qvhighlights",
+        annotations=corpus.folder / "qvhighlights_val.jsonl",
+        training=config.output / "pretrain",
+        videos=corpus.folder / "test" / "videos",
+    )
+    report(page, summary, (Table("Seconds", list(numbers["seconds"]), [list(numbers["seconds"].values())]),))

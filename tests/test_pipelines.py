@@ -24,6 +24,7 @@ from pipelines.common import ray_session
 from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
 from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, pretrain
+from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.clips import ClipConfig
 from videoclip.data.kitchen import KitchenConfig, plan_kitchen, render_video, write_annotations
@@ -341,6 +342,22 @@ def test_evaluation_reads_the_same_shards(trained: Path, tokens: Path, corpus: P
         )
     )
     assert scored["brief"] == moments["brief"], "predictions are saved as they were scored"
+    page = ReportConfig(
+        tmp_path / "report.html",
+        retrieval=tmp_path / "y",
+        moments=tmp_path / "q",
+        annotations=corpus / "qvhighlights_val.jsonl",
+        training=trained,
+        videos=corpus / "test" / "videos",
+        examples=3,
+    )
+    for name in ("y", "q"):
+        (tmp_path / name / "m.json").rename(tmp_path / name / "metrics.json")
+    report(page)
+    text = page.output.read_text()
+    assert text.count("<svg") == 4 and text.count("data:image/jpeg") > 3 and "query-blind" in text
+    with pytest.raises(InputError, match="nothing to report"):
+        report(ReportConfig(tmp_path / "empty.html"))
 
 
 def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:
