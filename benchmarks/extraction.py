@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,9 @@ class BusyEncoder:
         self._encode = encoder.encode_clips
         encoder.encode_clips = self  # type: ignore[assignment,method-assign]
 
-    def __call__(self, clips: np.ndarray) -> np.ndarray:
+    def __call__(self, clips: Sequence[np.ndarray], scaled: bool = True) -> np.ndarray:
         start = time.perf_counter()
-        tokens = self._encode(clips)
+        tokens = self._encode(clips, scaled)
         self.seconds += time.perf_counter() - start
         return tokens
 
@@ -56,10 +57,10 @@ def measure(encoder: VideoEncoder, path: Path) -> None:
     start = time.perf_counter()
     clips = list(clips_of_seconds(decode_seconds(path, encoder.frame_format), encoder.frame_offsets))
     decoding = time.perf_counter() - start
-    encoder.encode_clips(np.stack(clips[: encoder.seconds_per_batch]))  # the folded copy is made at the first call
+    encoder.encode_clips(np.stack(clips[: encoder.clips_at_once]))  # the folded copy is made at the first call
     start = time.perf_counter()
-    for first in range(0, len(clips), encoder.seconds_per_batch):
-        encoder.encode_clips(np.stack(clips[first : first + encoder.seconds_per_batch]))
+    for first in range(0, len(clips), encoder.clips_at_once):
+        encoder.encode_clips(np.stack(clips[first : first + encoder.clips_at_once]))
     encoding = time.perf_counter() - start
     busy = BusyEncoder(encoder)
     start = time.perf_counter()

@@ -39,7 +39,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             retrieval, moments = evaluate(corpus, model, options.output / name / "evaluation")
             print(
-                f"{name:10s} R@1 {retrieval['R@1']:6.2f}  R@10 {retrieval['R@10']:6.2f}  "
+                f"\n{name:10s} R@1 {retrieval['R@1']:6.2f}  R@10 {retrieval['R@10']:6.2f}  "
                 f"MR-full-R1@0.5 {moments['brief']['MR-full-R1@0.5']:6.2f}  pretraining {seconds:6.0f} s"
             )
 

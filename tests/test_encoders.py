@@ -68,7 +68,7 @@ def test_extracted_tokens_are_those_of_encode_video_and_do_not_depend_on_the_bat
     encoder = X3D("tiny")
     tokens = encoder.encode_video(path)
     assert tokens.shape == (5, 720) and tokens.dtype == np.float16
-    encoder.seconds_per_batch = 2
+    encoder.clips_at_once = 2
     np.testing.assert_allclose(encoder.encode_video(path), tokens, atol=2e-3)
     np.testing.assert_allclose(encoder.encode_video(path, 1.0, 3.0), tokens[1:3], atol=2e-3)
 

@@ -214,6 +214,17 @@ def test_suppression_drops_what_overlaps_a_better_window() -> None:
     assert suppress_overlaps(windows, np.array([3.0, 2, 1, 0]), 0.5).tolist() == [0, 2, 3]
 
 
+def test_a_first_look_at_the_best_windows_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = _candidate_windows(120, LocalizationConfig())
+    scores = np.random.default_rng(0).standard_normal(len(windows))
+    expected = suppress_overlaps(windows, scores, 0.5)
+    monkeypatch.setattr("videoclip.evaluation.localization.FIRST_LOOK", 200)
+    assert suppress_overlaps(windows, scores, 0.5).tolist() == expected.tolist()
+    few = np.zeros(len(windows))
+    few[:300] = 1.0  # the best windows overlap too much: the rest must be looked at
+    assert len(suppress_overlaps(windows, few, 0.0)) == 10
+
+
 @given(st.integers(1, 400))
 @settings(max_examples=40, deadline=None)
 def test_windows_lie_inside_the_video_whatever_its_length(seconds: int) -> None:

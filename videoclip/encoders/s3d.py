@@ -140,7 +140,6 @@ class S3D(VideoEncoder):
         self.dimension = 512
         self.frame_format = FrameFormat(30, 224)
         self.frame_offsets = np.arange(30)
-        self.seconds_per_batch = 2
         self.words: dict[str, int] = {}
         self._folded = FoldedCopy()
         self.conv1 = ConvNorm(24, 64, (2, 4, 4), (1, 2, 2), crop=True)

@@ -74,6 +74,7 @@ class X3D(VideoEncoder):
         self.options = {"variant": variant}
         self.frame_format = FrameFormat(shape.fps, shape.size)
         self.frame_offsets = _centred_offsets(shape)
+        self.clips_at_once = 8 if shape.size <= 64 else 1
         self._folded = FoldedCopy()
         network: Any = _build(shape, seed)
         if weights is not None:
