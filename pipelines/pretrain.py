@@ -8,22 +8,20 @@ was killed, or a worker that died, goes on from the last one and sees the same b
 from __future__ import annotations
 
 import os
-import shutil
 import threading
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.common import Metrics, as_json, cluster_processors, ray_session, start_run, with_absolute_paths
+from pipelines.common import as_json, cluster_processors, ray_session, start_run, with_absolute_paths
+from pipelines.pretrain_worker import train_worker
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, read_json_lines
-from videoclip.training import OptimizerConfig, TrainingState
+from videoclip.files import read_json_lines
+from videoclip.training import OptimizerConfig
 
-CHECKPOINTS_KEPT = 2
 VOCABULARY_CAPTIONS = 1_000_000  # evenly spaced; more would not change a vocabulary but fill the memory
 
 
@@ -181,7 +179,7 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:
         num_workers=config.workers, use_gpu=gpu, resources_per_worker={**resources, **({"GPU": 1} if gpu else {})}
     )
     trainer = TorchTrainer(
-        _train_worker,
+        train_worker,
         train_loop_config={
             "config": config,
             "identity": identity,
@@ -264,208 +262,3 @@ def _last_complete_row(path: Path) -> dict[str, Any] | None:
         if "loss" in row:
             return row
     return None
-
-
-# --- In the workers -----------------------------------------------------------------------------------------------
-
-
-def _train_worker(arguments: dict[str, Any]) -> None:
-    """What every training process runs."""
-    import ray.train
-    import torch
-    from ray.train.torch import prepare_model
-
-    from videoclip.training import ClipEmbedder, epoch_batches, save_checkpoint, spread_batches, train_epoch
-
-    config: PretrainConfig = arguments["config"]
-    output: Path = arguments["output"]
-    torch.set_num_threads(arguments["threads"])
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    sampler, tokenizer = _open_sampler(config, output, rank, workers)
-    rows = sampler.usable_rows()
-    if not len(rows):
-        raise InputError(f"{config.shards}: no video has captions; run `videoclip extract` with --captions")
-    model, optimizer, state = _start_or_continue(config, sampler.shards, tokenizer, output, arguments["identity"])
-    embedder = prepare_model(ClipEmbedder(model))
-    _move_optimizer(optimizer, model)
-    total_steps = config.epochs * -(-len(rows) // (config.videos_per_batch * workers))
-    metrics = Metrics(output, state.step) if rank == 0 else None
-    batches: list[np.ndarray] = []
-    while state.epoch < config.epochs:
-        # Dropout is the only draw that is not named by its place in the run.
-        torch.manual_seed(int(np.random.default_rng([config.seed, state.epoch, rank]).integers(2**62)))
-        extra: dict[str, float] = {"epoch": state.epoch}
-        if not batches or state.epoch % config.recluster_every == 0:
-            start, number = time.perf_counter(), state.epoch // config.recluster_every
-            batches = _cluster(model, sampler, rows, config, number, rank, workers, output)
-            extra["cluster_seconds"] = time.perf_counter() - start
-        drawn = epoch_batches(sampler, spread_batches(batches, workers), config.seed, state.epoch, rank)
-        for step, values in train_epoch(embedder, optimizer, drawn, state, total_steps, config.optimizer):
-            if metrics:
-                metrics.add(step, {**values, **extra})
-            extra.pop("cluster_seconds", None)
-        if rank == 0:
-            folder = output / "checkpoints" / f"epoch-{state.epoch:04d}"
-            save_checkpoint(folder, model, optimizer, state, arguments["identity"])
-            _drop_old_checkpoints(output)
-        ray.train.report({"epoch": state.epoch})
-    if metrics:
-        metrics.close()
-        _save_model(model, sampler.shards, output)
-
-
-def _open_sampler(config: PretrainConfig, output: Path, rank: int, workers: int) -> tuple[Any, Any]:
-    """The clip sampler over the shards, and the run's tokenizer."""
-    from videoclip.data.clips import ClipSampler
-    from videoclip.data.shards import Shards
-    from videoclip.data.words import WordTokenizer
-
-    shards = Shards(config.shards)
-    tokenizer = WordTokenizer.load(output / "text")
-    # The first worker leaves the captions' word ids on disk; the others then find them.
-    _in_turn(rank, workers, lambda: ClipSampler(shards, tokenizer, config.clips, output))
-    return ClipSampler(shards, tokenizer, config.clips, output), tokenizer
-
-
-def _start_or_continue(
-    config: PretrainConfig, shards: Any, tokenizer: Any, output: Path, identity: dict[str, Any]
-) -> tuple[Any, Any, TrainingState]:
-    """Model, optimiser and state: new ones, or those of the latest checkpoint."""
-    import torch
-
-    from videoclip.training import load_checkpoint, make_optimizer
-
-    torch.manual_seed(config.seed)  # the same initial weights everywhere
-    model = _build_model(config, shards, tokenizer)
-    optimizer = make_optimizer(model, config.optimizer)
-    checkpoint = latest_checkpoint(output)
-    state = load_checkpoint(checkpoint, model, optimizer, identity) if checkpoint else TrainingState()
-    return model, optimizer, state
-
-
-def _in_turn(rank: int, workers: int, action: Any) -> None:
-    """Let the first worker do something that leaves files behind before the others look for them."""
-    import torch.distributed as dist
-
-    if rank == 0:
-        action()
-    if workers > 1:
-        dist.barrier()
-
-
-def _build_model(config: PretrainConfig, shards: Any, tokenizer: Any) -> Any:
-    from videoclip.model import VideoCLIP, VideoCLIPConfig
-
-    size = config.model
-    text_encoder = None
-    if config.text != "wordpiece":
-        from videoclip.encoders.text import FrozenTextEncoder
-
-        text_encoder = FrozenTextEncoder(config.text)
-    model = VideoCLIP(
-        VideoCLIPConfig(
-            video_dimension=shards.manifest.dimension,
-            width=size.width,
-            layers=size.layers,
-            video_layers=size.layers,
-            heads=size.heads,
-            intermediate=4 * size.width,
-            transformer=size.transformer,
-            pooling=size.pooling,
-            text="frozen" if text_encoder else "embeddings",
-            text_dimension=text_encoder.dimension if text_encoder else size.width,
-            vocabulary=tokenizer.vocabulary,
-            positions=config.clips.max_seconds + config.clips.max_words + 4,
-            max_seconds=config.clips.max_seconds,
-            max_words=config.clips.max_words,
-            cls_id=tokenizer.cls_id,
-            sep_id=tokenizer.sep_id,
-            dropout=size.dropout,
-            temperature=size.temperature,
-            video_encoder=shards.manifest.fingerprint,
-            text_encoder=text_encoder.name if text_encoder and not text_encoder.is_local else "",
-        )
-    )
-    model.set_frozen("tokenizer", tokenizer)
-    if text_encoder:
-        model.set_frozen("text encoder", text_encoder)
-    return model
-
-
-def _move_optimizer(optimizer: Any, model: Any) -> None:
-    """Bring restored moments to the device that the model has been moved to."""
-    device = model.log_temperature.device
-    for values in optimizer.state.values():
-        for name, value in values.items():
-            if name != "step" and hasattr(value, "to"):
-                values[name] = value.to(device)
-
-
-def _cluster(
-    model: Any,
-    sampler: Any,
-    rows: np.ndarray,
-    config: PretrainConfig,
-    number: int,
-    rank: int,
-    workers: int,
-    output: Path,
-) -> list[np.ndarray]:
-    """The batches of the next epochs: every worker embeds a share, the first clusters, all get the same answer.
-
-    The answer is kept on disk, so that a run that is resumed between two clusterings has the same batches.
-    """
-    import torch.distributed as dist
-
-    from videoclip.retrieval import cluster_videos
-    from videoclip.training import embed_videos
-
-    path = output / "batches" / f"clustering-{number:04d}.npz"
-    if not path.exists():
-        share = np.array_split(rows, workers)[rank]
-        needed = config.batches != "random"
-        embeddings = embed_videos(model, sampler, share, config.seed, number) if needed else np.zeros((len(share), 1))
-        shares: list[Any] = [embeddings]
-        if workers > 1:
-            shares = [None] * workers
-            dist.all_gather_object(shares, embeddings)
-        if rank == 0:
-            seed = int(np.random.default_rng([config.seed, number]).integers(2**31))
-            batches = cluster_videos(np.concatenate(shares), config.videos_per_batch, seed, config.batches)
-            _save_batches(path, [rows[batch] for batch in batches])
-    if workers > 1:
-        dist.barrier()
-    with np.load(path) as stored:
-        return np.split(stored["rows"], np.cumsum(stored["sizes"])[:-1])
-
-
-def _save_batches(path: Path, batches: list[np.ndarray]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, rows=np.concatenate(batches), sizes=np.array([len(batch) for batch in batches]))
-
-
-def latest_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    finished = sorted(path.parent for path in (output / "checkpoints").glob("epoch-*/state.json"))
-    return finished[-1] if finished else None
-
-
-def _drop_old_checkpoints(output: Path) -> None:
-    for path in sorted((output / "checkpoints").glob("epoch-*"))[:-CHECKPOINTS_KEPT]:
-        shutil.rmtree(path)
-
-
-def _save_model(model: Any, shards: Any, output: Path) -> None:
-    """The finished model with everything that `encode_video` and `encode_text` need, under its name only when whole."""
-    from videoclip.encoders.video_encoder import load_video_encoder
-    from videoclip.model import ModelCard
-
-    if (shards.folder / "video_encoder.json").exists():
-        model.set_frozen("video encoder", load_video_encoder(shards.folder))
-    unfinished = output / ".model"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    manifest = shards.manifest
-    data = f"{len(shards)} videos, {shards.seconds().sum() / 3600:.1f} hours, with captions"
-    model.save_pretrained(unfinished, ModelCard(data, f"{manifest.encoder} ({manifest.fingerprint[:12]})"))
-    os.replace(unfinished, output / "model")

@@ -3,12 +3,11 @@
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,23 +170,31 @@ def test_tokens_of_another_encoder_or_of_other_videos_are_not_mixed(ray: None, t
         extract(replace(extraction(corpus, tokens / "train"), videos=corpus / "test" / "videos"))
 
 
-def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
+def kill_first_worker(name: str, ready: Callable[[], bool]) -> tuple[list[int], threading.Thread]:
+    """Kill one Ray worker of this test's own Ray, by a thread, as soon as `ready()`; the list then holds its pid."""
     killed: list[int] = []
 
     def kill_one() -> None:
-        deadline = time.time() + 60
+        deadline = time.time() + 120
         while not killed and time.time() < deadline:
-            for process in psutil.process_iter(["cmdline"]):
-                name = " ".join(process.info["cmdline"] or [])
-                marks = list((tmp_path / "tokens" / ".attempts").glob("*"))
-                if "MapWorker" in name and marks:  # it is at work on a video
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(process.pid)
-                    return
-            time.sleep(0.02)
+            for process in psutil.Process().children(recursive=True) if ready() else []:
+                try:
+                    if name in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+                except psutil.NoSuchProcess:
+                    continue
+            time.sleep(0.005)
 
     thread = threading.Thread(target=kill_one)
     thread.start()
+    return killed, thread
+
+
+def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "tokens" / ".attempts"
+    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*")))  # while it is at work on a video
     shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
     thread.join()
     assert killed, "the test must have killed a worker"
@@ -260,21 +267,8 @@ def test_a_killed_run_continues_and_ends_with_the_same_weights(tokens: Path, tra
 
 def test_a_killed_training_worker_is_replaced(ray: None, tokens: Path, trained: Path, tmp_path: Path) -> None:
     config = training(tokens, tmp_path / "run")
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        deadline = time.time() + 120
-        while not killed and time.time() < deadline:
-            if (config.output / "checkpoints" / "epoch-0001" / "state.json").exists():
-                for process in psutil.process_iter(["cmdline"]):
-                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
-                        process.send_signal(signal.SIGKILL)
-                        killed.append(process.pid)
-                        return
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=kill_one)
-    thread.start()
+    first = config.output / "checkpoints" / "epoch-0001" / "state.json"
+    killed, thread = kill_first_worker("RayTrainWorker", first.exists)
     pretrain(config)
     thread.join()
     assert killed, "the test must have killed a worker"
