@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import ray_session, start_run, with_absolute_paths
+from pipelines.common import ray_session, run_tasks, start_run, with_absolute_paths
+from pipelines.evaluate import load_model_and_shards
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, sha256, write_json
+from videoclip.files import sha256, write_array, write_arrays, write_json
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,13 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
 
     Raises InputError if model and shards do not fit each other. Videos without captions are left out.
     """
-    from videoclip.model import VideoCLIP
     from videoclip.retrieval import batch_similarity, cluster_videos
 
     config = with_absolute_paths(config)
-    model = VideoCLIP.from_pretrained(config.model)
-    shards = _open_shards(config.shards, model.config.video_encoder)
+    model, shards = load_model_and_shards(config.model, config.shards)
     start_run(config.output, "cluster", config)
     with ray_session(config.address):
-        video_ids = _embed(config, shards)
+        video_ids = _embed(config, model, shards)
     embeddings = np.load(config.output / "embeddings.npy", mmap_mode="r")
     batches = cluster_videos(embeddings, config.videos_per_batch, config.seed, config.mode)
     named = [[video_ids[row] for row in batch] for batch in batches]
@@ -64,56 +63,38 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
     return named
 
 
-def _open_shards(folder: Path, fingerprint: str) -> Any:
-    from videoclip.data.shards import Shards, check_encoder
-
-    shards = Shards(folder)
-    if fingerprint:
-        check_encoder(shards.manifest, fingerprint, "the encoder that the model was trained on", folder)
-    return shards
-
-
-def _embed(config: ClusterConfig, shards: Any) -> list[str]:
+def _embed(config: ClusterConfig, model: Any, shards: Any) -> list[str]:
     """Embed part by part, as Ray tasks; parts that are there already are kept. Returns ids in row order."""
-    import ray
-    from tqdm import tqdm
+    from videoclip.data.words import CaptionWords
 
-    identity = sha256(config.model / "model.safetensors")[:12]
-    folder = config.output / f"embedded-{identity}-{shards.manifest.parts[0].sha256[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = [n for n in range(len(shards.parts)) if not (folder / f"part-{n:05d}.npz").exists()]
-    task = ray.remote(num_cpus=1)(_embed_part)
-    pending = [task.remote(config, folder, number) for number in numbers]
-    with tqdm(total=len(shards.parts), initial=len(shards.parts) - len(numbers), unit="part", desc="embedding") as bar:
-        while pending:
-            done, pending = ray.wait(pending)
-            ray.get(done)
-            bar.update(len(done))
-    parts = [np.load(folder / f"part-{n:05d}.npz") for n in range(len(shards.parts))]
+    made_of = sha256(config.model / "model.safetensors")[:12]
+    paths = [
+        config.output / f"embedded-{made_of}-{part.sha256[:12]}-{config.clips_per_video}-{config.seed}.npz"
+        for part in shards.manifest.parts
+    ]
+    missing = [(config, number, path) for number, path in enumerate(paths) if not path.exists()]
+    if missing:
+        CaptionWords(shards, model.tokenizer(), config.output)  # once, for all tasks to find
+    run_tasks(_embed_part, missing, len(paths) - len(missing), len(paths), "part", "embedding")
+    parts = [np.load(path) for path in paths]
     rows = np.concatenate([part["rows"] for part in parts])
     if not len(rows):
         raise InputError(f"{config.shards}: no video has captions; nothing to cluster")
-    with atomic_path(config.output / "embeddings.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate([part["embeddings"] for part in parts]))
+    write_array(config.output / "embeddings.npy", np.concatenate([part["embeddings"] for part in parts]))
     all_ids = shards.video_ids()
     video_ids = [all_ids[row] for row in rows]
     write_json(config.output / "video_ids.json", video_ids)
     return video_ids
 
 
-def _embed_part(config: ClusterConfig, folder: Path, number: int) -> None:
+def _embed_part(config: ClusterConfig, number: int, path: Path) -> int:
     import torch
 
     from videoclip.data.clips import ClipSampler
-    from videoclip.data.shards import Shards
-    from videoclip.model import VideoCLIP
     from videoclip.training import embed_videos
 
     torch.set_num_threads(1)  # one task a CPU
-    model = VideoCLIP.from_pretrained(config.model)
-    if torch.cuda.is_available():
-        model.to("cuda")
-    shards = Shards(config.shards)
+    model, shards = load_model_and_shards(config.model, config.shards)
     clips = ClipConfig(
         clips_per_video=config.clips_per_video,
         max_seconds=model.config.max_seconds,
@@ -121,9 +102,9 @@ def _embed_part(config: ClusterConfig, folder: Path, number: int) -> None:
         min_words=min(8, model.config.max_words),
         min_seconds=min(3, model.config.max_seconds),
     )
-    sampler = ClipSampler(shards, model.tokenizer(), clips, folder)
+    sampler = ClipSampler(shards, model.tokenizer(), clips, config.output)
     usable = sampler.usable_rows()
     rows = usable[(usable >= shards.first_rows[number]) & (usable < shards.first_rows[number + 1])]
     embeddings = embed_videos(model, sampler, rows, config.seed, 0).astype(np.float16)
-    with atomic_path(folder / f"part-{number:05d}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, rows=rows, embeddings=embeddings)
+    write_arrays(path, rows=rows, embeddings=embeddings)
+    return 1

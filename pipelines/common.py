@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,24 @@ def as_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def run_tasks(
+    function: Callable[..., int], arguments: Sequence[tuple[Any, ...]], done: int, total: int, unit: str, what: str
+) -> None:
+    """Call `function` with each tuple of arguments, as Ray tasks of one CPU, under a progress bar named `what`.
+
+    A call returns how many units it did; `done` of the `total` were there before. What a task raises is raised here.
+    """
+    import ray
+    from tqdm import tqdm
+
+    task = ray.remote(num_cpus=1)(function)
+    pending = [task.remote(*values) for values in arguments]
+    with tqdm(total=total, initial=done, unit=unit, desc=what) as bar:
+        while pending:
+            finished, pending = ray.wait(pending)
+            bar.update(sum(ray.get(finished)))
 
 
 def with_absolute_paths(config: Any) -> Any:

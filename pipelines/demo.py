@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.common import Stopwatch, ray_session
+from pipelines.common import Stopwatch, ray_session, run_tasks
 from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
 from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, PretrainResult, pretrain
@@ -104,20 +104,14 @@ def prepare_corpus(config: DemoConfig, folder: Path) -> Corpus:
 
 
 def _render(corpus: Corpus) -> None:
-    import ray
-    from tqdm import tqdm
-
     def folder_of(video: KitchenVideo) -> Path:
         return (corpus.folder / video.split / "videos").resolve()
 
     missing = [v for v in corpus.videos if not (folder_of(v) / f"{v.video_id}.mp4").exists()]
-    task = ray.remote(num_cpus=1)(_render_some)
-    chunks = [missing[i : i + 8] for i in range(0, len(missing), 8)]
-    pending = [task.remote([(video, folder_of(video)) for video in chunk]) for chunk in chunks]
-    with tqdm(total=len(corpus.videos), initial=len(corpus.videos) - len(missing), unit="video", desc="corpus") as bar:
-        while pending:
-            done, pending = ray.wait(pending)
-            bar.update(sum(ray.get(done)))
+    work = [(video, folder_of(video)) for video in missing]
+    chunks = [(work[i : i + 8],) for i in range(0, len(work), 8)]
+    total = len(corpus.videos)
+    run_tasks(_render_some, chunks, total - len(missing), total, "video", "corpus")
 
 
 def _render_some(videos: list[tuple[KitchenVideo, Path]]) -> int:

@@ -65,8 +65,8 @@ def extract(config: ExtractConfig) -> Shards:
     paths = _videos_by_id(config.videos, quarantine)
     captions = read_raw_captions(config.captions) if config.captions else {}
     _note_captions_without_video(captions, paths, quarantine)
-    encoder_folder = _prepare_encoder(config, list(paths.values()))
-    manifest = _describe(encoder_folder)
+    encoder = _prepare_encoder(config, list(paths.values()))
+    manifest = Manifest(encoder.name, encoder.fingerprint(), encoder.dimension)
     if (config.output / MANIFEST).exists():
         stored = Manifest.read(config.output)
         check_encoder(stored, manifest.fingerprint, manifest.encoder, config.output)
@@ -85,7 +85,7 @@ def extract(config: ExtractConfig) -> Shards:
         writer = ShardWriter(config.output, manifest, config.videos_per_part)
         with ray_session(config.address), tqdm(total=len(paths), initial=len(paths) - len(todo), unit="video") as bar:
             bar.set_description(f"tokens by {manifest.encoder}")
-            for row in _encode(todo, config, encoder_folder):
+            for row in _encode(todo, config):
                 bar.update()
                 if row["reason"]:
                     quarantine.add(row["video_id"], row["reason"])
@@ -121,8 +121,8 @@ def _note_captions_without_video(captions: dict[str, Any], paths: dict[str, Path
             quarantine.add(video_id, reason, "captions")
 
 
-def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Path:
-    """Folder of the frozen encoder, saved where all workers can read it; made and calibrated on the first run."""
+def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
+    """The frozen encoder, saved in the output for all workers to read; made and calibrated on the first run."""
     from videoclip.encoders.video_encoder import load_video_encoder
 
     if config.encoder_from is not None:
@@ -133,13 +133,13 @@ def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Path:
             raise InputError(
                 f"{config.output}: holds tokens of {encoder.name}, not {config.encoder}; choose another --output"
             )
-        return config.output
+        return encoder
     else:
         encoder = _make_encoder(config, videos)
     if (config.output / MANIFEST).exists():
         check_encoder(Manifest.read(config.output), encoder.fingerprint(), encoder.name, config.output)
     encoder.save(config.output)
-    return config.output
+    return encoder
 
 
 def _make_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
@@ -197,18 +197,11 @@ def _first_minutes(clips: Iterator[np.ndarray], limit: int = 120) -> Iterator[np
         yield clip
 
 
-def _describe(encoder_folder: Path) -> Manifest:
-    from videoclip.encoders.video_encoder import load_video_encoder
-
-    encoder = load_video_encoder(encoder_folder)
-    return Manifest(encoder.name, encoder.fingerprint(), encoder.dimension)
-
-
 def _is_complete(folder: Path) -> bool:
     return (folder / MANIFEST).exists() and Manifest.read(folder).complete
 
 
-def _encode(todo: list[tuple[str, Path]], config: ExtractConfig, encoder_folder: Path) -> Iterator[dict[str, Any]]:
+def _encode(todo: list[tuple[str, Path]], config: ExtractConfig) -> Iterator[dict[str, Any]]:
     """Rows of `EncodeVideo`, in the order of `todo`, whichever worker finishes first: parts come out the same."""
     import ray.data
 
@@ -221,7 +214,7 @@ def _encode(todo: list[tuple[str, Path]], config: ExtractConfig, encoder_folder:
         workers = min(config.workers or cluster_processors(), len(rows))
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             EncodeVideo,  # type: ignore[arg-type]  # a class of callables is what Ray Data wants for actors
-            fn_constructor_args=(str(encoder_folder), attempts),
+            fn_constructor_args=(str(config.output), attempts),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
         )

@@ -184,7 +184,6 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:
             "config": config,
             "identity": identity,
             "threads": threads,
-            "output": config.output,
         },
         scaling_config=scaling,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),

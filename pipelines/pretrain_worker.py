@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.common import Metrics
 from videoclip.errors import InputError
-from videoclip.files import atomic_path
+from videoclip.files import write_arrays
 from videoclip.training import TrainingState
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     from videoclip.training import ClipEmbedder, epoch_batches, save_checkpoint, spread_batches, train_epoch
 
     config: PretrainConfig = arguments["config"]
-    output: Path = arguments["output"]
+    output = config.output
     torch.set_num_threads(arguments["threads"])
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -193,8 +193,7 @@ def _cluster(
 
 
 def _save_batches(path: Path, batches: list[np.ndarray]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, rows=np.concatenate(batches), sizes=np.array([len(batch) for batch in batches]))
+    write_arrays(path, rows=np.concatenate(batches), sizes=np.array([len(batch) for batch in batches]))
 
 
 def _latest_checkpoint(output: Path) -> Path | None:

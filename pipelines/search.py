@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import Positional
 
-from pipelines.common import ray_session, start_run, with_absolute_paths
+from pipelines.common import ray_session, run_tasks, start_run, with_absolute_paths
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, read_json, sha256, write_json
+from videoclip.files import atomic_path, read_json, sha256, write_arrays, write_json
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def build_index(config: IndexConfig) -> None:
     index = SimilarityIndex.build(features)
     with atomic_path(config.output / "index.faiss") as temporary:
         index.save(temporary)
-    with atomic_path(config.output / "windows.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, windows=np.concatenate([part["windows"] for part in parts]))
+    write_arrays(config.output / "windows.npz", windows=np.concatenate([part["windows"] for part in parts]))
     write_json(config.output / "video_ids.json", shards.video_ids())
     description = {
         "model": sha256(config.model / "model.safetensors"),
@@ -96,25 +95,17 @@ def build_index(config: IndexConfig) -> None:
 
 def _embed_parts(config: IndexConfig, shards: Any) -> list[Any]:
     """Embed the windows of each part as a Ray task; parts that are there already are kept."""
-    import ray
-    from tqdm import tqdm
-
     made_of = sha256(config.model / "model.safetensors")[:12]
     paths = [
         config.output / f"windows-{made_of}-{part.sha256[:12]}-{config.window}-{config.stride}.npz"
         for part in shards.manifest.parts
     ]
-    task = ray.remote(num_cpus=1)(_embed_part)
-    pending = [task.remote(config, number, path) for number, path in enumerate(paths) if not path.exists()]
-    with tqdm(total=len(paths), initial=len(paths) - len(pending), unit="part", desc="indexing") as bar:
-        while pending:
-            done, pending = ray.wait(pending)
-            ray.get(done)
-            bar.update(len(done))
+    missing = [(config, number, path) for number, path in enumerate(paths) if not path.exists()]
+    run_tasks(_embed_part, missing, len(paths) - len(missing), len(paths), "part", "indexing")
     return [np.load(path) for path in paths]
 
 
-def _embed_part(config: IndexConfig, number: int, path: Path) -> None:
+def _embed_part(config: IndexConfig, number: int, path: Path) -> int:
     import torch
 
     from pipelines.evaluate import load_model_and_shards
@@ -131,8 +122,8 @@ def _embed_part(config: IndexConfig, number: int, path: Path) -> None:
             of_video = np.append(of_video, [[len(tokens) - config.window, len(tokens)]], 0)
         windows.append(np.insert(of_video, 0, row, 1))
         features.append(embed_windows(model, tokens, of_video))
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, windows=np.concatenate(windows), features=np.concatenate(features))
+    write_arrays(path, windows=np.concatenate(windows), features=np.concatenate(features))
+    return 1
 
 
 def search(config: SearchConfig) -> list[Moment]:

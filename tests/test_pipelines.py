@@ -363,6 +363,9 @@ def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, tmp_pat
     assert sorted(video for batch in batches for video in batch) == captioned
     assert np.load(tmp_path / "clusters" / "embeddings.npy").shape == (9, 32)
     assert cluster(config) == batches
+    before = np.load(tmp_path / "clusters" / "embeddings.npy")
+    cluster(replace(config, clips_per_video=5))
+    assert not np.array_equal(np.load(tmp_path / "clusters" / "embeddings.npy"), before), "nothing stale is used again"
 
 
 def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from videoclip.data.captions import NO_CAPTIONS, Captions
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
-from videoclip.encoders.weights import some_names
+from videoclip.encoders.weights import load_checked
 from videoclip.errors import InputError
-from videoclip.files import atomic_path
+from videoclip.files import write_array
 from videoclip.model import VideoCLIP, VideoCLIPConfig
 
 PREFIX = "mmmodel."
@@ -42,19 +42,12 @@ def from_mmpt(path: Path | str, heads: int | None = None) -> VideoCLIP:
     state = _mmpt_tensors(path)
     config = _mmpt_config(path, state, heads)
     model = VideoCLIP(config)
-    expected = model.state_dict()
     state["log_temperature"] = torch.tensor(0.0)
     video_words = "video_encoder.bert.embeddings.word_embeddings.weight"
     if config.transformer == "separate" and video_words in state:
         # Of the video side's word embeddings only [CLS] and [SEP] are ever used.
         state[video_words] = state[video_words][[CLS_ID, SEP_ID]]
-    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    misshapen = sorted(name for name in set(expected) & set(state) if expected[name].shape != state[name].shape)
-    if missing or unknown or misshapen:
-        lists = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
-        details = "; ".join(f"{len(names)} {what}: {some_names(names, 20)}" for what, names in lists if names)
-        raise InputError(f"{path}: not a VideoCLIP checkpoint: {details}")
-    model.load_state_dict(state)
+    load_checked(model, state, path, "a VideoCLIP checkpoint", most=20)
     return model.eval()
 
 
@@ -226,8 +219,7 @@ def shards_to_features(shards: Shards, folder: Path) -> int:
     for record in shards:
         if Path(record.video_id).name != record.video_id or record.video_id in ("", ".", ".."):
             raise InputError(f"video id {record.video_id!r} cannot be a file name")
-        with atomic_path(folder / f"{record.video_id}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, record.tokens)
+        write_array(folder / f"{record.video_id}.npy", record.tokens)
     return len(shards)
 
 

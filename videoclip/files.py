@@ -60,6 +60,22 @@ def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
+def write_array(path: Path, array: Any) -> None:
+    """Write one array to `path` (.npy), atomically."""
+    import numpy as np
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays by name to `path` (.npz), atomically."""
+    import numpy as np
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

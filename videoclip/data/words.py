@@ -12,7 +12,7 @@ import numpy as np
 
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, write_text
+from videoclip.files import write_array, write_text
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -132,14 +132,9 @@ class CaptionWords:
             if not offsets_path.exists():
                 ids = tokenizer.word_ids(reader.caption_text.to_pylist())
                 offsets = np.cumsum([0] + [len(row) for row in ids], dtype=np.int64)
-                _save(ids_path, np.array([word for row in ids for word in row], np.int32))
-                _save(offsets_path, offsets)  # written last: it marks the pair as finished
+                write_array(ids_path, np.array([word for row in ids for word in row], np.int32))
+                write_array(offsets_path, offsets)  # written last: it marks the pair as finished
             self.parts.append((_load(ids_path), _load(offsets_path)))
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array)
 
 
 def _load(path: Path) -> np.ndarray:

@@ -40,10 +40,16 @@ def read_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     return dict(stored)
 
 
-def load_checked(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_checked(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    what: str = "the weights of this network",
+    most: int = 5,
+) -> None:
     """Load `state` into `module`.
 
-    Raises InputError, naming what differs, unless names and shapes are exactly the module's.
+    Raises InputError, naming `most` of what differs, unless names and shapes are exactly the module's.
     """
     expected = module.state_dict()
     missing = [name for name in expected if name not in state]
@@ -51,11 +57,10 @@ def load_checked(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     misshapen = [name for name in expected if name in state and state[name].shape != expected[name].shape]
     if missing or unknown or misshapen:
         lists = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
-        details = "; ".join(f"{len(names)} {what}: {some_names(names)}" for what, names in lists if names)
-        raise InputError(f"{path}: not the weights of this network: {details}")
+        details = "; ".join(f"{len(names)} {kind}: {_some(names, most)}" for kind, names in lists if names)
+        raise InputError(f"{path}: not {what}: {details}")
     module.load_state_dict(state)
 
 
-def some_names(names: list[str], most: int = 5) -> str:
-    """The first few names, for an error's one line."""
+def _some(names: list[str], most: int) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
