@@ -66,7 +66,7 @@ def build_index(config: IndexConfig) -> None:
     Raises InputError if model and shards do not fit each other, or the options make no windows.
     """
     from pipelines.evaluate import load_model_and_shards
-    from videoclip.retrieval import SimilarityIndex
+    from videoclip.similarity import SimilarityIndex
 
     config = with_absolute_paths(config)
     if not 1 <= config.stride <= config.window:
@@ -132,7 +132,7 @@ def search(config: SearchConfig) -> list[Moment]:
     Raises InputError if there is no index, it is damaged, or another model made it.
     """
     from videoclip.model import VideoCLIP
-    from videoclip.retrieval import SimilarityIndex
+    from videoclip.similarity import SimilarityIndex
 
     description = read_json(config.index / "index.json")
     if description["model"] != sha256(config.model / "model.safetensors"):

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videoclip.errors import InputError
-from videoclip.retrieval import SimilarityIndex, _exchange, batch_similarity, cluster_videos
+from videoclip.batches import batch_similarity
+from videoclip.retrieval import _exchange, cluster_videos
+from videoclip.similarity import SimilarityIndex
 
 
 def grouped(videos: int, groups: int, width: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +109,7 @@ def test_unusable_embeddings_are_refused() -> None:
 
 def test_an_approximate_index_reaches_its_recall() -> None:
     rows, _ = grouped(6000, 100)
-    index = SimilarityIndex.build(rows, exact_below=1000)
+    index = SimilarityIndex.build(rows, "IVF300,Flat")
     assert "inverted lists" in index.description
     _, found = index.search(rows[:200], 64)
     truth = np.argsort(-(rows[:200] @ rows.T), axis=1)[:, :64]

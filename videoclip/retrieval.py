@@ -1,82 +1,152 @@
 """Batches of mutually similar videos (VideoCLIP, section 3.3), found by retrieval.
 
 The paper's Algorithm 1 draws random anchors and takes their neighbours, which shows about half of the videos in an
-epoch and some of them many times. Our default, `cover`, puts every video into exactly one batch: the set is cut in
-two again and again between the centres of a two-means clustering, always at a multiple of the batch size, and
-inside pieces of about a thousand videos pairs of videos are exchanged between batches for as long as that makes
-both batches more alike together.
+epoch and some of them many times. Our default, `cover`, puts every video into exactly one batch: k-means makes cells
+of some hundreds of videos; in each cell, two-means clusterings cut groups out at multiples of the batch size, and
+pairs of videos are exchanged between the groups for as long as that makes both more alike. Full groups are batches;
+what a cell has left over is clustered again together with the leftovers of all other cells.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from videoclip.errors import InputError
+from videoclip.similarity import SimilarityIndex, finite_rows, unit_rows
 
 MODES = ("cover", "random", "paper")
-PIECE = 1024  # rows whose pairwise similarities are looked at together: 4 MB of float32
-SAMPLE = 16384  # rows that a two-means clustering is fitted to
-BLOCK = 65536  # rows of a memory-mapped array that are read at once
+CELL = 512  # videos that are grouped together, looking at all pairs; cells hold up to twice as many
+CELLS_AT_ONCE = 1024  # most centres of one k-means: more are made by clustering cells again
+ROWS_PER_CENTRE = 64  # that k-means is fitted to
 EXCHANGE_ROUNDS = 60
 
 
 def cluster_videos(
-    embeddings: np.ndarray, videos_per_batch: int = 32, seed: int = 0, mode: str = "cover"
+    embeddings: np.ndarray,
+    videos_per_batch: int = 32,
+    seed: int = 0,
+    mode: str = "cover",
+    hardness: float = 1.0,
+    faiss_index: str = "",
 ) -> list[np.ndarray]:
     """Group the rows of `embeddings` (float32 or float16 [N, H], also memory-mapped) into batches.
 
-    `cover`: similar videos, each row in exactly one batch, all batches full but at most one.
+    `cover`: similar videos, each row in exactly one batch, all batches full but at most one. `hardness` in [0, 1]
+    steers it: the mean cosine inside a batch lies that far on the way from random batches to the most similar ones,
+    because a share sqrt(hardness) of every batch stays together and the others change places at random.
     `random`: a random cover. `paper`: Algorithm 1 (anchors at random, `videos_per_batch` of their
-    2 * videos_per_batch nearest neighbours), N / videos_per_batch batches in which rows may repeat or be missing.
+    2 * videos_per_batch nearest neighbours), N / videos_per_batch batches in which rows may repeat or be missing;
+    `faiss_index` overrides the index that finds the neighbours.
 
     Returns int64 arrays of row numbers, in random order; the same for the same seed.
-    Raises InputError if there are no rows, a value is not finite, or the mode is unknown.
+    Raises InputError if there are no rows, a value is not finite, or an option cannot be.
     """
     if mode not in MODES:
         raise InputError(f"unknown clustering mode {mode!r}; choose one of {', '.join(MODES)}")
     if videos_per_batch < 1:
         raise InputError("videos_per_batch must be at least 1")
+    if not 0 <= hardness <= 1:
+        raise InputError(f"hardness must lie between 0 (random) and 1 (as similar as possible), not {hardness}")
+    if hardness != 1 and mode != "cover":
+        raise InputError(f"hardness steers the mode cover; {mode!r} has none")
     if embeddings.ndim != 2 or not len(embeddings):
         raise InputError(f"cannot cluster embeddings of shape {embeddings.shape}; expected [videos, width]")
     generator = np.random.default_rng([seed, MODES.index(mode)])
-    if mode == "random":
-        order = generator.permutation(len(embeddings))
-        batches = np.split(order, range(videos_per_batch, len(order), videos_per_batch))
-        return [batch.astype(np.int64) for batch in batches]
-    _check_finite(embeddings)
+    if mode == "random" or hardness == 0:
+        order = generator.permutation(len(embeddings)).astype(np.int64)
+        return np.split(order, range(videos_per_batch, len(order), videos_per_batch))
+    _refuse_what_is_not_finite(embeddings)
     if mode == "paper":
-        return _anchors_and_neighbours(embeddings, videos_per_batch, generator)
-    batches = []
-    for piece in _pieces(embeddings, generator.permutation(len(embeddings)), videos_per_batch, generator):
-        rows = _unit_rows(embeddings, piece)
-        groups = list(_leaves(rows, np.arange(len(rows)), videos_per_batch, generator))
-        batches += [piece[group] for group in _exchange(rows @ rows.T, groups)]
-    return [batches[i] for i in generator.permutation(len(batches))]
+        return _anchors_and_neighbours(embeddings, videos_per_batch, generator, faiss_index)
+    batches = _cover(embeddings, videos_per_batch, generator)
+    batches = [batches[i] for i in generator.permutation(len(batches))]
+    return _soften(batches, hardness, generator) if hardness < 1 else batches
 
 
-def _pieces(
-    embeddings: np.ndarray, rows: np.ndarray, videos_per_batch: int, generator: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """Cut `rows` in two until nothing is larger than PIECE; only row numbers are held, not embeddings."""
-    size = max(PIECE // videos_per_batch, 2) * videos_per_batch
-    stack = [rows]
+def _cover(embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """Group cells into batches, again and again with what is left over, until one cell holds the rest."""
+    most = max(2 * CELL, 2 * videos_per_batch)
+    batches: list[np.ndarray] = []
+    rest = generator.permutation(len(embeddings))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        while len(rest) > most:
+            cells = _cells(embeddings, rest, most, generator)
+            grouped = threads.map(
+                lambda cell: _group_cell(embeddings, cell[0], videos_per_batch, cell[1]),
+                zip(cells, generator.spawn(len(cells))),
+            )
+            groups = [group for groups in grouped for group in groups]
+            batches += [group for group in groups if len(group) == videos_per_batch]
+            left = [group for group in groups if len(group) < videos_per_batch]
+            rest = generator.permutation(np.concatenate([np.zeros(0, np.int64), *left]))
+    return batches + (_group_cell(embeddings, rest, videos_per_batch, generator) if len(rest) else [])
+
+
+def _cells(embeddings: np.ndarray, rows: np.ndarray, most: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """Cut `rows` into cells of similar videos, none larger than `most`. Only row numbers are held, not embeddings."""
+    cells, stack = [], [rows]
     while stack:
         rows = stack.pop()
-        if len(rows) <= size:
-            yield rows
+        if len(rows) <= most:
+            cells.append(rows)
             continue
-        direction = _separating_direction(_unit_rows(embeddings, rows[:SAMPLE]), generator)
-        score = np.concatenate(
-            [_unit_rows(embeddings, rows[i : i + BLOCK]) @ direction for i in range(0, len(rows), BLOCK)]
-        )
-        left, right = _cut(rows, score, videos_per_batch, generator)
-        # Shuffled, so that the first SAMPLE rows of a side stay a fair sample of it.
-        stack += [generator.permutation(right), generator.permutation(left)]
+        parts = _nearest_centres(embeddings, rows, min(CELLS_AT_ONCE, -(-2 * len(rows) // most)), generator)
+        if max(map(len, parts)) > 0.9 * len(rows):  # all alike: any cut is as good as another
+            parts = np.array_split(rows, len(parts) + 1)
+        stack += parts
+    return cells
+
+
+def _nearest_centres(
+    embeddings: np.ndarray, rows: np.ndarray, count: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Split `rows` by the nearest of `count` k-means centres, by cosine; empty parts are left out."""
+    import faiss
+
+    from videoclip.similarity import BLOCK
+
+    sample = np.sort(rows[: ROWS_PER_CENTRE * count])  # `rows` are in random order
+    kmeans = faiss.Kmeans(
+        embeddings.shape[1],
+        count,
+        niter=8,
+        spherical=True,
+        seed=int(generator.integers(2**31 - 1)),
+        min_points_per_centroid=1,
+        max_points_per_centroid=ROWS_PER_CENTRE,
+        gpu=faiss.get_num_gpus() > 0,
+    )
+    kmeans.train(unit_rows(embeddings, sample))
+    nearest = np.concatenate(
+        [
+            kmeans.index.search(unit_rows(embeddings, rows[i : i + BLOCK]), 1)[1][:, 0]
+            for i in range(0, len(rows), BLOCK)
+        ]
+    )
+    order = np.argsort(nearest, kind="stable")
+    parts = np.split(rows[order], np.cumsum(np.bincount(nearest, minlength=count))[:-1])
+    return [part for part in parts if len(part)]
+
+
+def _group_cell(
+    embeddings: np.ndarray, cell: np.ndarray, videos_per_batch: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Partition one cell into groups of `videos_per_batch` similar videos and at most one smaller group."""
+    rows = unit_rows(embeddings, cell)
+    groups = list(_leaves(rows, np.arange(len(rows)), videos_per_batch, generator))
+    return [cell[group].astype(np.int64) for group in _exchange(rows @ rows.T, groups)]
+
+
+def _soften(batches: list[np.ndarray], hardness: float, generator: np.random.Generator) -> list[np.ndarray]:
+    """Keep a share sqrt(hardness) of every batch, so that this share squared of its pairs, and shuffle the others."""
+    members = np.concatenate(batches)
+    stays = generator.random(len(members)) < np.sqrt(hardness)
+    members[~stays] = generator.permutation(members[~stays])
+    return np.split(members, np.cumsum([len(batch) for batch in batches])[:-1])
 
 
 def _leaves(
@@ -161,104 +231,19 @@ def _exchange(similarity: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarr
 
 
 def _anchors_and_neighbours(
-    embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator
+    embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator, faiss_index: str
 ) -> list[np.ndarray]:
     """Algorithm 1 of the paper: random anchors, and for each `k` of its `2k` nearest neighbours."""
     anchors = generator.permutation(len(embeddings))[: -(-len(embeddings) // videos_per_batch)]
     wanted = min(2 * videos_per_batch, len(embeddings))
-    index = SimilarityIndex.build(embeddings)
-    _, neighbours = index.search(_unit_rows(embeddings, anchors), wanted)
+    index = SimilarityIndex.build(embeddings, faiss_index)
+    _, neighbours = index.search(unit_rows(embeddings, anchors), wanted)
     chosen = min(videos_per_batch, wanted)
     return [generator.choice(row[row >= 0], chosen, replace=False).astype(np.int64) for row in neighbours]
 
 
-@dataclass
-class SimilarityIndex:
-    """A Faiss index over unit vectors; inner products are cosines. `description` says what was built."""
-
-    index: Any
-    description: str
-
-    @classmethod
-    def build(cls, embeddings: np.ndarray, exact_below: int = 50_000) -> SimilarityIndex:
-        """Index all rows of float [N, H]: exactly below `exact_below` rows, by inverted lists above.
-
-        The number of lists probed is raised until 64 neighbours of a sample are found with recall 0.95.
-        """
-        import faiss
-
-        count, width = embeddings.shape
-        if count < exact_below:
-            index: Any = faiss.IndexFlatIP(width)
-            _add_rows(index, embeddings)
-            return cls(index, f"exact search over {count} x {width}")
-        lists = int(4 * np.sqrt(count))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-        step = max(1, count // (40 * lists))
-        index.train(_unit_rows(embeddings, np.arange(0, count, step)))
-        _add_rows(index, embeddings)
-        recall = _tune_probes(index, embeddings, lists)
-        return cls(index, f"{lists} inverted lists, {index.nprobe} probed, over {count} x {width}: recall {recall:.3f}")
-
-    def save(self, path: Path) -> None:
-        """Write the index to a file."""
-        import faiss
-
-        faiss.write_index(self.index, str(path))
-
-    @classmethod
-    def load(cls, path: Path, description: str) -> SimilarityIndex:
-        """Read what `save` wrote. Faiss trusts its files: check where one comes from before reading it."""
-        import faiss
-
-        return cls(faiss.read_index(str(path)), description)
-
-    def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [Q, H] -> cosines float32 [Q, count] and rows int64 [Q, count], best first; -1 where none is left."""
-        return self.index.search(np.ascontiguousarray(queries, np.float32), count)
-
-
-def _add_rows(index: Any, embeddings: np.ndarray) -> None:
-    for first in range(0, len(embeddings), BLOCK):
-        rows = np.arange(first, min(first + BLOCK, len(embeddings)))
-        index.add(_unit_rows(embeddings, rows))
-
-
-def _tune_probes(index: Any, embeddings: np.ndarray, lists: int, recall: float = 0.95) -> float:
-    """Double the number of probed lists until recall@64 on 256 evenly spaced rows is reached; return that recall."""
-    rows = np.linspace(0, len(embeddings) - 1, 256).astype(np.int64)
-    queries = _unit_rows(embeddings, rows)
-    index.nprobe = lists
-    _, truth = index.search(queries, 64)
-    probes, reached = 1, 0.0
-    while True:
-        index.nprobe = probes
-        _, found = index.search(queries, 64)
-        reached = float(np.mean([len(np.intersect1d(a, b)) / 64 for a, b in zip(truth, found)]))
-        if reached >= recall or probes >= lists:
-            return reached
-        probes = min(2 * probes, lists)
-
-
-def _unit_rows(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Chosen rows as float32 of unit length; zero rows stay zero."""
-    chosen = np.asarray(embeddings[rows], np.float32)
-    return chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
-
-
-def _check_finite(embeddings: np.ndarray) -> None:
-    for first in range(0, len(embeddings), BLOCK):
-        bad = np.flatnonzero(~np.isfinite(embeddings[first : first + BLOCK]).all(1))
-        if len(bad):
-            raise InputError(f"embedding row {first + int(bad[0])} holds values that are not finite; leave it out")
-
-
-def batch_similarity(embeddings: np.ndarray, batches: list[np.ndarray]) -> float:
-    """Mean cosine between different members of a batch, averaged over batches of at least two."""
-    means = []
-    for batch in batches:
-        if len(batch) > 1:
-            rows = _unit_rows(embeddings, batch)
-            total = np.square(np.linalg.norm(rows.sum(0))) - np.square(rows).sum()
-            means.append(total / (len(batch) * (len(batch) - 1)))
-    return float(np.mean(means)) if means else 0.0
+def _refuse_what_is_not_finite(embeddings: np.ndarray) -> None:
+    bad = np.setdiff1d(np.arange(len(embeddings)), finite_rows(embeddings))
+    if len(bad):
+        named = ", ".join(map(str, bad[:5])) + (" …" if len(bad) > 5 else "")
+        raise InputError(f"{len(bad)} embeddings hold values that are not finite (row {named}); leave them out")

@@ -1,0 +1,127 @@
+"""How hard, how complete and how fast the batches of `retrieval.cluster_videos` are, beside the paper's algorithm.
+
+Vectors are drawn around N / 50 centres of Pareto-like size, nested in larger groups, of unit norm. `--full` clusters
+1,200,000 x 768 of them, HowTo100M's size, from a memory-mapped float16 file (1.8 GB in the temporary folder).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from videoclip.batches import describe_batches
+from videoclip.retrieval import cluster_videos
+
+VIDEOS_PER_BATCH = 32
+
+
+class ClusteredVectors:
+    """Draws unit vectors: within a cluster their cosine is 0.7, between clusters of one group 0.28, else 0."""
+
+    def __init__(self, count: int, width: int, seed: int = 0) -> None:
+        self.generator = np.random.default_rng(seed)
+        clusters = count // 50
+        groups = clusters // 20
+        of_group = self._unit(groups, width)[self.generator.integers(groups, size=clusters)]
+        self.centres = math.sqrt(0.4) * of_group + math.sqrt(0.6) * self._unit(clusters, width)
+        sizes = self.generator.pareto(1.2, clusters) + 1
+        self.shares = sizes / sizes.sum()
+
+    def draw(self, count: int) -> np.ndarray:
+        """float32 [count, width]."""
+        chosen = self.generator.choice(len(self.centres), count, p=self.shares)
+        rows = math.sqrt(0.7) * self.centres[chosen] + math.sqrt(0.3) * self._unit(count, self.centres.shape[1])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def _unit(self, count: int, width: int) -> np.ndarray:
+        rows = self.generator.standard_normal((count, width), dtype=np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def timed(embeddings: np.ndarray, mode: str, hardness: float = 1.0) -> tuple[list[np.ndarray], float]:
+    """Batches of one clustering and the seconds it took."""
+    start = time.perf_counter()
+    batches = cluster_videos(embeddings, VIDEOS_PER_BATCH, 0, mode, hardness)
+    return batches, time.perf_counter() - start
+
+
+def compare_modes(count: int, width: int) -> None:
+    """Coverage, repeats, hardness and time of every mode, and cover's hardness in units of the paper's."""
+    embeddings = ClusteredVectors(count, width).draw(count)
+    print(f"{count} x {width}, batches of {VIDEOS_PER_BATCH}")
+    print(f"{'mode':18s}{'coverage %':>11s}{'most repeated':>15s}{'not full':>10s}{'cosine':>9s}{'p10 - p90':>16s}{'s':>7s}")
+    cosine = {}
+    for mode, hardness in (("random", 1.0), ("paper", 1.0), ("cover", 1.0), ("cover", 0.5), ("cover", 0.25)):
+        batches, seconds = timed(embeddings, mode, hardness)
+        figures = describe_batches(embeddings, batches)
+        name = f"{mode} {hardness:g}" if mode == "cover" else mode
+        cosine[name] = figures["cosine"]
+        not_full = sum(len(batch) < VIDEOS_PER_BATCH for batch in batches)
+        spread = f"{figures['cosine_p10']:.3f} - {figures['cosine_p90']:.3f}"
+        print(
+            f"{name:18s}{figures['coverage']:11.1f}{figures['most_repeated']:15d}{not_full:10d}"
+            f"{figures['cosine']:9.3f}{spread:>16s}{seconds:7.1f}",
+            flush=True,
+        )
+    print(f"cover / paper, mean cosine: {cosine['cover 1'] / cosine['paper']:.3f}\n")
+
+
+def show_growth(width: int) -> None:
+    """Seconds of `cover` from 50 to 400 thousand rows, beside N log N from the first of them."""
+    print(f"{'rows':>8s}{'seconds':>9s}{'N log N':>9s}{'ratio':>7s}")
+    first = 0.0
+    for count in (50_000, 100_000, 200_000, 400_000):
+        _, seconds = timed(ClusteredVectors(count, width).draw(count), "cover")
+        first = first or seconds / (count * math.log(count))
+        expected = first * count * math.log(count)
+        print(f"{count:8d}{seconds:9.1f}{expected:9.1f}{seconds / expected:7.2f}", flush=True)
+
+
+def cluster_howto100m(count: int = 1_200_000, width: int = 768) -> None:
+    """Time, peak memory and hardness at HowTo100M's size, from a memory-mapped file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "embeddings.npy"
+        written = np.lib.format.open_memmap(path, "w+", np.float16, (count, width))
+        vectors = ClusteredVectors(count, width)
+        for first in range(0, count, 50_000):
+            written[first : first + 50_000] = vectors.draw(min(50_000, count - first))
+        written.flush()
+        del written, vectors
+        before = peak_gigabytes()
+        embeddings = np.load(path, mmap_mode="r")
+        batches, seconds = timed(embeddings, "cover")
+        figures = describe_batches(embeddings, batches)
+        print(
+            f"{count} x {width}: {seconds / 60:.1f} minutes, peak memory {peak_gigabytes():.1f} GB (before {before:.1f}), "
+            f"coverage {figures['coverage']}%, most repeated {figures['most_repeated']}, "
+            f"cosine {figures['cosine']:.3f} (random {figures['random_cosine']:.3f})"
+        )
+
+
+def peak_gigabytes() -> float:
+    """Largest resident size of this process so far; mapped pages of the file count."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Print the comparison and the growth, or with --full the one large run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    if options.full:
+        cluster_howto100m()
+        return
+    compare_modes(options.rows, options.width)
+    show_growth(options.width)
+
+
+if __name__ == "__main__":
+    main()

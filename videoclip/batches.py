@@ -1,0 +1,91 @@
+"""What is in an epoch's batches: how many videos, how similar they are, how pure, and which of them are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from videoclip.similarity import unit_rows
+
+BATCHES_LOOKED_AT = 2000  # evenly spaced; enough for two digits of any mean
+PERCENTILES = (10, 50, 90)
+
+
+def batch_similarities(embeddings: np.ndarray, batches: list[np.ndarray]) -> np.ndarray:
+    """float64: mean cosine between different members, of every batch that has at least two."""
+    means = []
+    for batch in batches:
+        if len(batch) > 1:
+            rows = unit_rows(embeddings, batch)
+            total = np.square(np.linalg.norm(rows.sum(0))) - np.square(rows).sum()
+            means.append(total / (len(batch) * (len(batch) - 1)))
+    return np.array(means, np.float64)
+
+
+def batch_similarity(embeddings: np.ndarray, batches: list[np.ndarray]) -> float:
+    """Mean cosine between different members of a batch, averaged over batches of at least two."""
+    means = batch_similarities(embeddings, batches)
+    return float(means.mean()) if len(means) else 0.0
+
+
+def describe_batches(
+    embeddings: np.ndarray, batches: list[np.ndarray], topics: Sequence[str | None] | None = None, seed: int = 0
+) -> dict[str, float]:
+    """Figures of one clustering of `embeddings` [N, H], each similarity beside that of random batches.
+
+    `coverage`: percent of the videos that appear; `most_repeated`: how often the most frequent one does;
+    `cosine` and `cosine_p10` … `cosine_p90`: mean and percentiles, over batches, of the mean cosine inside a batch;
+    `random_cosine` …: the same of random batches. With `topics`, one a row or None where unknown: `purity` and
+    `random_purity`, the percentage of a batch's members that share its most frequent topic.
+    """
+    seen = np.bincount(np.concatenate(batches), minlength=len(embeddings))
+    order = np.random.default_rng(seed).permutation(len(embeddings))
+    size = max(map(len, batches))
+    random = np.split(order, range(size, len(order), size))
+    figures: dict[str, float] = {
+        "videos": len(embeddings),
+        "batches": len(batches),
+        "coverage": round(100 * float((seen > 0).mean()), 2),
+        "most_repeated": int(seen.max()),
+    }
+    for prefix, groups in (("", batches), ("random_", random)):
+        looked_at = groups[:: -(-len(groups) // BATCHES_LOOKED_AT)]
+        means = batch_similarities(embeddings, looked_at)
+        figures[f"{prefix}cosine"] = float(means.mean()) if len(means) else 0.0
+        for percentile in PERCENTILES:
+            figures[f"{prefix}cosine_p{percentile}"] = float(np.percentile(means, percentile)) if len(means) else 0.0
+        if topics is not None:
+            figures[f"{prefix}purity"] = 100 * purity(looked_at, topics)
+    return {name: value if isinstance(value, int) else round(value, 4) for name, value in figures.items()}
+
+
+def purity(batches: list[np.ndarray], topics: Sequence[str | None]) -> float:
+    """Share of a batch's members that have its most frequent topic, averaged; members without a topic are left out."""
+    shares = []
+    for batch in batches:
+        known = [topics[row] for row in batch if topics[row] is not None]
+        if known:
+            shares.append(max(known.count(topic) for topic in set(known)) / len(known))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def near_duplicates(embeddings: np.ndarray, batches: list[np.ndarray], similarity: float) -> np.ndarray:
+    """int64 [N]: a label for every row; two rows of one batch share it if they are near-duplicate videos.
+
+    Near-duplicates have a cosine of at least `similarity` after the mean of all rows is taken off (embeddings of a
+    young model all point much the same way), or are linked by others that have. Only videos of one batch are
+    compared: that is where clustering puts the same video uploaded twice.
+    """
+    label = np.arange(len(embeddings))
+    sample = embeddings[:: -(-len(embeddings) // 65536)]
+    mean = np.asarray(sample, np.float32).mean(0)
+    for batch in batches:
+        rows = np.asarray(embeddings[batch], np.float32) - mean
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        for i, j in zip(*np.nonzero(np.triu(rows @ rows.T >= similarity, 1))):
+            a, b = label[batch[i]], label[batch[j]]
+            if a != b:
+                members = batch[label[batch] == b]
+                label[members] = a
+    return label

@@ -1,0 +1,139 @@
+"""Nearest neighbours by cosine, on Faiss: exact for small sets, inverted lists for large ones, on a GPU if there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videoclip.errors import InputError
+
+BLOCK = 65536  # rows of a memory-mapped array that are read at once
+EXACT_BELOW = 50_000  # rows; exact search over fewer takes milliseconds
+PLAIN_BELOW = 2**32  # bytes of float32; above, rows are kept as one byte a number
+COARSE_BELOW = 2**36  # bytes of float32; above, as one byte for every eight numbers
+SAMPLE = 16384  # rows, at least, that inverted lists are fitted to
+RECALL, RECALL_AT = 0.95, 64  # what the number of probed lists is raised for
+
+
+@dataclass
+class SimilarityIndex:
+    """A Faiss index over unit vectors; inner products are cosines. `description` says what was built."""
+
+    index: Any
+    description: str
+    _searched: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._searched = on_gpu(self.index)
+
+    @classmethod
+    def build(cls, embeddings: np.ndarray, factory: str = "") -> SimilarityIndex:
+        """Index all rows of float [N, H], which may be memory-mapped. Zero rows are similar to nothing.
+
+        `factory` is a Faiss index string such as "IVF4096,Flat"; by default `choose_index` picks one. Where there are
+        inverted lists, the number probed is raised until 64 neighbours of a sample are found with recall 0.95.
+        Raises InputError if Faiss cannot make such an index of these rows.
+        """
+        import faiss
+
+        count, width = embeddings.shape
+        kind = factory or choose_index(count, width)
+        try:
+            index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
+                step = max(1, count // max(40 * lists, SAMPLE))
+                index.train(unit_rows(embeddings, np.arange(0, count, step)))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise InputError(f"Faiss cannot build {kind!r} over {count} x {width}: {reason}") from None
+        for first in range(0, count, BLOCK):
+            index.add(unit_rows(embeddings, np.arange(first, min(first + BLOCK, count))))
+        described = f"{kind} over {count} x {width}"
+        inverted = faiss.try_extract_index_ivf(index)
+        if inverted is None:
+            return cls(index, described + (": exact search" if kind == "Flat" else ""))
+        recall = _tune_probes(index, inverted, embeddings)
+        return cls(
+            index,
+            f"{described}: {inverted.nprobe} of {inverted.nlist} inverted lists probed, recall@{RECALL_AT} {recall:.3f}",
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file."""
+        import faiss
+
+        faiss.write_index(self.index, str(path))
+
+    @classmethod
+    def load(cls, path: Path, description: str) -> SimilarityIndex:
+        """Read what `save` wrote. Faiss trusts its files: check where one comes from before reading it."""
+        import faiss
+
+        return cls(faiss.read_index(str(path)), description)
+
+    def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [Q, H] -> cosines float32 [Q, count] and rows int64 [Q, count], best first; -1 where none is left."""
+        return self._searched.search(np.ascontiguousarray(queries, np.float32), count)
+
+
+def choose_index(count: int, width: int) -> str:
+    """The Faiss index string for `count` rows of `width` numbers: exact, plain lists, or lists of shortened rows."""
+    if count < EXACT_BELOW:
+        return "Flat"
+    lists = int(4 * np.sqrt(count))
+    size = 4 * count * width
+    if size < PLAIN_BELOW:
+        return f"IVF{lists},Flat"
+    return f"IVF{lists},SQ8" if size < COARSE_BELOW or width % 8 else f"IVF{lists},PQ{width // 8}"
+
+
+def on_gpu(index: Any) -> Any:
+    """A copy of an exact or inverted-list index on the first GPU, where Faiss is built for one; else the index itself."""
+    import faiss
+
+    known = isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ))
+    if not known or not faiss.get_num_gpus():
+        return index
+    copy = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    if hasattr(index, "nprobe"):
+        copy.nprobe = index.nprobe
+    return copy
+
+
+def _tune_probes(index: Any, inverted: Any, embeddings: np.ndarray) -> float:
+    """Double the number of probed lists until RECALL on 256 evenly spaced rows is reached; return that recall.
+
+    The truth is the index's own answer with all lists probed: what shortened rows lose is not counted.
+    """
+    rows = np.linspace(0, len(embeddings) - 1, 256).astype(np.int64)
+    queries = unit_rows(embeddings, rows)
+    count = min(RECALL_AT, len(embeddings))
+    inverted.nprobe = inverted.nlist
+    _, truth = index.search(queries, count)
+    probes = 1
+    while True:
+        inverted.nprobe = probes
+        _, found = index.search(queries, count)
+        reached = float(np.mean([len(np.intersect1d(a, b)) / count for a, b in zip(truth, found)]))
+        if reached >= RECALL or probes >= inverted.nlist:
+            return reached
+        probes = min(2 * probes, inverted.nlist)
+
+
+def unit_rows(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Chosen rows as float32 of unit length; zero rows stay zero."""
+    chosen = np.asarray(embeddings[rows], np.float32)
+    return chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
+
+
+def finite_rows(embeddings: np.ndarray) -> np.ndarray:
+    """int64: numbers of the rows that hold no NaN and no infinity, read block by block."""
+    good = [
+        first + np.flatnonzero(np.isfinite(embeddings[first : first + BLOCK]).all(1))
+        for first in range(0, len(embeddings), BLOCK)
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *good])
