@@ -55,7 +55,8 @@ def compare_modes(count: int, width: int) -> None:
     """Coverage, repeats, hardness and time of every mode, and cover's hardness in units of the paper's."""
     embeddings = ClusteredVectors(count, width).draw(count)
     print(f"{count} x {width}, batches of {VIDEOS_PER_BATCH}")
-    print(f"{'mode':18s}{'coverage %':>11s}{'most repeated':>15s}{'not full':>10s}{'cosine':>9s}{'p10 - p90':>16s}{'s':>7s}")
+    head = ("mode", "coverage %", "most repeated", "not full", "cosine", "p10 - p90", "s")
+    print("{:18s}{:>11s}{:>15s}{:>10s}{:>9s}{:>16s}{:>7s}".format(*head))
     cosine = {}
     for mode, hardness in (("random", 1.0), ("paper", 1.0), ("cover", 1.0), ("cover", 0.5), ("cover", 0.25)):
         batches, seconds = timed(embeddings, mode, hardness)
@@ -98,9 +99,10 @@ def cluster_howto100m(count: int = 1_200_000, width: int = 768) -> None:
         batches, seconds = timed(embeddings, "cover")
         figures = describe_batches(embeddings, batches)
         print(
-            f"{count} x {width}: {seconds / 60:.1f} minutes, peak memory {peak_gigabytes():.1f} GB (before {before:.1f}), "
-            f"coverage {figures['coverage']}%, most repeated {figures['most_repeated']}, "
-            f"cosine {figures['cosine']:.3f} (random {figures['random_cosine']:.3f})"
+            f"{count} x {width}: {seconds / 60:.1f} minutes, peak memory {peak_gigabytes():.1f} GB "
+            f"({before:.1f} of it before clustering), coverage {figures['coverage']}%, "
+            f"most repeated {figures['most_repeated']}, cosine {figures['cosine']:.3f} "
+            f"(random {figures['random_cosine']:.3f})"
         )
 
 

@@ -2,7 +2,7 @@
 
 Pretraining does this by itself every epoch; the stage stands alone for looking at the groups, or for using them
 elsewhere. It leaves `embeddings.npy` (float16 [N, H], memory-mappable), `video_ids.json` in the same order, and
-`batches.json`, lists of video ids.
+`batches.json`, lists of video ids; `cluster.json` beside them says how similar the batches are.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import ray_session, run_tasks, start_run, with_absolute_paths
+from pipelines.common import Quarantine, ray_session, run_tasks, start_run, with_absolute_paths
 from pipelines.evaluate import load_model_and_shards
+from pipelines.pretrain_batches import topics_of
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
-from videoclip.files import sha256, write_array, write_arrays, write_json
+from videoclip.files import atomic_path, sha256, write_arrays, write_json
+from videoclip.similarity import finite_rows
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class ClusterConfig:
     videos_per_batch: int = 32
     mode: str = "cover"
     """cover (each video in one batch), random, or paper (Algorithm 1)."""
+    hardness: float = 1.0
+    """Of `cover`: from 0 (random batches) to 1 (as similar as possible)."""
+    faiss_index: str = ""
+    """Of `paper`: a Faiss index string such as IVF4096,Flat; by default chosen by size."""
+    topics: Path | None = None
+    """HowTo100M_v1.csv, or a JSON object {video_id: topic}: how pure the batches are is reported then."""
     clips_per_video: int = 16
     """Clips whose mean embedding stands for a video."""
     seed: int = 0
@@ -44,27 +52,48 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
 
     Raises InputError if model and shards do not fit each other. Videos without captions are left out.
     """
-    from videoclip.retrieval import batch_similarity, cluster_videos
+    from videoclip.batches import describe_batches
+    from videoclip.retrieval import cluster_videos
 
     config = with_absolute_paths(config)
     model, shards = load_model_and_shards(config.model, config.shards)
-    start_run(config.output, "cluster", config)
+    shards.video_ids()  # to fail now if two videos share one
+    start_run(config.output, "cluster_run", config)
+    quarantine = Quarantine(config.output)
     with ray_session(config.address):
-        video_ids = _embed(config, model, shards)
+        rows = _embed(config, model, shards, quarantine)
+    all_ids = shards.video_ids()
+    video_ids = [all_ids[row] for row in rows]
+    write_json(config.output / "video_ids.json", video_ids)
     embeddings = np.load(config.output / "embeddings.npy", mmap_mode="r")
-    batches = cluster_videos(embeddings, config.videos_per_batch, config.seed, config.mode)
+    batches = cluster_videos(
+        embeddings, config.videos_per_batch, config.seed, config.mode, config.hardness, config.faiss_index
+    )
     named = [[video_ids[row] for row in batch] for batch in batches]
     write_json(config.output / "batches.json", named)
-    random = cluster_videos(embeddings, config.videos_per_batch, config.seed, "random")
-    print(
-        f"{len(video_ids)} videos in {len(batches)} batches; mean cosine inside a batch "
-        f"{batch_similarity(embeddings, batches):.3f}, in random batches {batch_similarity(embeddings, random):.3f}"
-    )
+    figures = describe_batches(embeddings, batches, topics_of(config.topics, shards, rows), config.seed)
+    write_json(config.output / "cluster.json", figures)
+    print(f"{describe_in_words(figures)}; {quarantine.summary()}")
     return named
 
 
-def _embed(config: ClusterConfig, model: Any, shards: Any) -> list[str]:
-    """Embed part by part, as Ray tasks; parts that are there already are kept. Returns ids in row order."""
+def describe_in_words(figures: dict[str, float]) -> str:
+    """One line of `describe_batches`."""
+    words = (
+        f"{figures['videos']} videos in {figures['batches']} batches, coverage {figures['coverage']:g}%, "
+        f"at most {figures['most_repeated']} times each, mean cosine inside a batch {figures['cosine']:.3f} "
+        f"(random {figures['random_cosine']:.3f})"
+    )
+    if "purity" in figures:
+        words += f", purity {figures['purity']:.0f}% (random {figures['random_purity']:.0f}%)"
+    return words
+
+
+def _embed(config: ClusterConfig, model: Any, shards: Any, quarantine: Quarantine) -> np.ndarray:
+    """Embed part by part, as Ray tasks, into `embeddings.npy`; parts that are there already are kept.
+
+    Returns the videos' rows in the shards, int64 [N]. Videos whose embedding is not finite go to quarantine.
+    """
     from videoclip.data.words import CaptionWords
 
     made_of = sha256(config.model / "model.safetensors")[:12]
@@ -76,15 +105,32 @@ def _embed(config: ClusterConfig, model: Any, shards: Any) -> list[str]:
     if missing:
         CaptionWords(shards, model.tokenizer(), config.output)  # once, for all tasks to find
     run_tasks(_embed_part, missing, len(paths) - len(missing), len(paths), "part", "embedding")
-    parts = [np.load(path) for path in paths]
-    rows = np.concatenate([part["rows"] for part in parts])
+    return _join(config, shards, paths, model.config.width, quarantine)
+
+
+def _join(config: ClusterConfig, shards: Any, paths: list[Path], width: int, quarantine: Quarantine) -> np.ndarray:
+    """Put the parts into one memory-mappable array, one part in memory at a time."""
+    kept = []
+    for path in paths:
+        with np.load(path) as part:
+            good = finite_rows(part["embeddings"])
+            kept.append(part["rows"][good])
+            for row in np.delete(part["rows"], good):
+                quarantine.add(shards.video_ids()[row], "its embedding is not finite")
+    quarantine.save()
+    rows = np.concatenate(kept)
     if not len(rows):
-        raise InputError(f"{config.shards}: no video has captions; nothing to cluster")
-    write_array(config.output / "embeddings.npy", np.concatenate([part["embeddings"] for part in parts]))
-    all_ids = shards.video_ids()
-    video_ids = [all_ids[row] for row in rows]
-    write_json(config.output / "video_ids.json", video_ids)
-    return video_ids
+        raise InputError(f"{config.shards}: no video has captions and a finite embedding; nothing to cluster")
+    with atomic_path(config.output / "embeddings.npy") as temporary:
+        joined = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(rows), width))
+        first = 0
+        for path in paths:
+            with np.load(path) as part:
+                embeddings = part["embeddings"][finite_rows(part["embeddings"])]
+            joined[first : first + len(embeddings)] = embeddings
+            first += len(embeddings)
+        joined.flush()
+    return rows
 
 
 def _embed_part(config: ClusterConfig, number: int, path: Path) -> int:

@@ -131,6 +131,7 @@ def pretraining(config: DemoConfig, corpus: Corpus, output: Path) -> PretrainCon
         model=ModelSize(width=128, layers=2, heads=4, dropout=0.3),
         clips=ClipConfig(clips_per_video=8, min_words=4, max_words=32, min_seconds=3, max_seconds=20),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
+        topics=corpus.folder / "train" / "HowTo100M_v1.csv",
         seed=config.seed,
     )
 

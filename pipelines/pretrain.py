@@ -19,6 +19,7 @@ from pipelines.common import as_json, cluster_processors, ray_session, start_run
 from pipelines.pretrain_worker import train_worker
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
+from videoclip.false_negatives import FalseNegativeConfig
 from videoclip.files import read_json_lines
 from videoclip.training import OptimizerConfig
 
@@ -54,8 +55,15 @@ class PretrainConfig:
     videos_per_batch: int = 32
     batches: str = "cover"
     """How videos are grouped: cover (similar ones together, each once an epoch), random, or paper (Algorithm 1)."""
+    hardness: tuple[float, ...] = (1.0,)
+    """Of `cover`: 0 random, 1 as similar as possible. Several values are a schedule, spread evenly over the run."""
     recluster_every: int = 1
     """Epochs between two clusterings."""
+    cluster_ahead: bool = False
+    """Make the next clustering beside training, on a spare CPU, from embeddings that are one clustering older."""
+    false_negatives: FalseNegativeConfig = field(default_factory=FalseNegativeConfig)
+    topics: Path | None = None
+    """HowTo100M_v1.csv, or a JSON object {video_id: topic}: how pure the batches are is reported then."""
     text: str = "wordpiece"
     """`wordpiece`: a vocabulary fitted to the captions and trained; or a frozen encoder's folder or hub id."""
     vocabulary: int = 8000
@@ -80,7 +88,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """Where the model is, and how long the clustering took of the whole, in seconds."""
+    """Where the model is, and how many seconds of the whole went into finding batches."""
 
     model: Path
     cluster_seconds: float
@@ -94,6 +102,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     from videoclip.data.shards import Shards
 
     config = with_absolute_paths(config)
+    _check_options(config)
     if Path(config.text).is_dir():
         config = replace(config, text=str(Path(config.text).resolve()))
     shards = Shards(config.shards, verify=config.verify)
@@ -107,19 +116,45 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     start_run(config.output, "pretrain", config)
     with ray_session(config.address):
         _fit(config, identity, len(shards))
+    _print_batches(config.output)
     print(f"model in {config.output / 'model'}, metrics in {config.output / 'metrics.jsonl'}")
     return _result(config.output)
 
 
+def _print_batches(folder: Path) -> None:
+    """One line on the last clustering; every clustering's figures are in the metrics and in `batches/`."""
+    from pipelines.cluster import describe_in_words
+    from videoclip.files import read_json
+
+    figures = read_json(max((folder / "batches").glob("clustering-*.json")))
+    print(f"last batches: {describe_in_words(figures)}")
+
+
+def _check_options(config: PretrainConfig) -> None:
+    from videoclip.data.howto100m import read_topics
+    from videoclip.retrieval import MODES
+
+    if config.batches not in MODES:
+        raise InputError(f"unknown --batches {config.batches!r}; choose one of {', '.join(MODES)}")
+    if not config.hardness or not all(0 <= value <= 1 for value in config.hardness):
+        raise InputError(f"--hardness must be numbers between 0 and 1, not {config.hardness}")
+    if config.batches != "cover" and config.hardness != (1.0,):
+        raise InputError(f"--hardness steers `--batches cover`; {config.batches!r} has none")
+    if min(config.epochs, config.videos_per_batch, config.recluster_every, config.workers) < 1:
+        raise InputError("--epochs, --videos-per-batch, --recluster-every and --workers must be at least 1")
+    if config.topics is not None:
+        read_topics(config.topics)  # to fail now rather than in a worker
+
+
 def _result(folder: Path) -> PretrainResult:
     rows = read_json_lines(folder / "metrics.jsonl")
-    return PretrainResult(folder / "model", sum(row.get("cluster_seconds", 0.0) for row in rows))
+    return PretrainResult(folder / "model", sum(row.get("batch_seconds", 0.0) for row in rows))
 
 
 def _identity(config: PretrainConfig, parts: list[str]) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run."""
     values = as_json(config)
-    for name in ("output", "shards", "address", "threads", "gpu", "max_failures", "verify"):
+    for name in ("output", "shards", "address", "threads", "gpu", "max_failures", "verify", "topics"):
         values.pop(name, None)
     return {**values, "parts": parts}
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.common import Metrics
+from pipelines.pretrain_batches import Clusterings
 from videoclip.errors import InputError
-from videoclip.files import write_arrays
 from videoclip.training import TrainingState
 
 if TYPE_CHECKING:
@@ -35,28 +35,39 @@ def train_worker(arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     sampler, tokenizer = _open_sampler(config, output, rank, workers)
-    rows = sampler.usable_rows()
-    if not len(rows):
+    clusterings = Clusterings(config, sampler, rank, workers)
+    if not len(clusterings.rows):
         raise InputError(f"{config.shards}: no video has captions; run `videoclip extract` with --captions")
     model, optimizer, state = _start_or_continue(config, sampler.shards, tokenizer, output, arguments["identity"])
     embedder = prepare_model(ClipEmbedder(model))
     _move_optimizer(optimizer, model)
-    total_steps = config.epochs * -(-len(rows) // (config.videos_per_batch * workers))
+    total_steps = config.epochs * -(-len(clusterings.rows) // (config.videos_per_batch * workers))
     metrics = Metrics(output, state.step) if rank == 0 else None
-    batches: list[np.ndarray] = []
     while state.epoch < config.epochs:
         # Dropout is the only draw that is not named by its place in the run.
         torch.manual_seed(int(np.random.default_rng([config.seed, state.epoch, rank]).integers(2**62)))
-        extra: dict[str, float] = {"epoch": state.epoch}
-        if not batches or state.epoch % config.recluster_every == 0:
-            start, number = time.perf_counter(), state.epoch // config.recluster_every
-            batches = _cluster(model, sampler, rows, config, number, rank, workers, output)
-            extra["cluster_seconds"] = time.perf_counter() - start
-        drawn = epoch_batches(sampler, spread_batches(batches, workers), config.seed, state.epoch, rank)
-        for step, values in train_epoch(embedder, optimizer, drawn, state, total_steps, config.optimizer):
-            if metrics:
-                metrics.add(step, {**values, **extra})
-            extra.pop("cluster_seconds", None)
+        epoch, start = state.epoch, time.perf_counter()
+        clustering = clusterings.start_epoch(epoch, model)
+        of_clustering = {"batch_seconds": time.perf_counter() - start}
+        if epoch % config.recluster_every == 0:
+            of_clustering |= {f"batches/{name}": value for name, value in clustering.figures.items()}
+        steps = spread_batches(clustering.batches, workers)
+        drawn = epoch_batches(sampler, steps, config.seed, epoch, rank)
+        training = train_epoch(
+            embedder,
+            optimizer,
+            drawn,
+            state,
+            total_steps,
+            config.optimizer,
+            config.false_negatives,
+            clustering.duplicates,
+        )
+        for step, values in training:
+            if metrics:  # what the batches are like stands with the first step that uses them
+                metrics.add(step, {**values, "epoch": epoch, **of_clustering})
+            of_clustering = {}
+        clusterings.finish_ahead()
         if rank == 0:
             folder = output / "checkpoints" / f"epoch-{state.epoch:04d}"
             save_checkpoint(folder, model, optimizer, state, arguments["identity"])
@@ -152,48 +163,6 @@ def _move_optimizer(optimizer: Any, model: Any) -> None:
         for name, value in values.items():
             if name != "step" and hasattr(value, "to"):
                 values[name] = value.to(device)
-
-
-def _cluster(
-    model: Any,
-    sampler: Any,
-    rows: np.ndarray,
-    config: PretrainConfig,
-    number: int,
-    rank: int,
-    workers: int,
-    output: Path,
-) -> list[np.ndarray]:
-    """The batches of the next epochs: every worker embeds a share, the first clusters, all get the same answer.
-
-    The answer is kept on disk, so that a run that is resumed between two clusterings has the same batches.
-    """
-    import torch.distributed as dist
-
-    from videoclip.retrieval import cluster_videos
-    from videoclip.training import embed_videos
-
-    path = output / "batches" / f"clustering-{number:04d}.npz"
-    if not path.exists():
-        share = np.array_split(rows, workers)[rank]
-        needed = config.batches != "random"
-        embeddings = embed_videos(model, sampler, share, config.seed, number) if needed else np.zeros((len(share), 1))
-        shares: list[Any] = [embeddings]
-        if workers > 1:
-            shares = [None] * workers
-            dist.all_gather_object(shares, embeddings)
-        if rank == 0:
-            seed = int(np.random.default_rng([config.seed, number]).integers(2**31))
-            batches = cluster_videos(np.concatenate(shares), config.videos_per_batch, seed, config.batches)
-            _save_batches(path, [rows[batch] for batch in batches])
-    if workers > 1:
-        dist.barrier()
-    with np.load(path) as stored:
-        return np.split(stored["rows"], np.cumsum(stored["sizes"])[:-1])
-
-
-def _save_batches(path: Path, batches: list[np.ndarray]) -> None:
-    write_arrays(path, rows=np.concatenate(batches), sizes=np.array([len(batch) for batch in batches]))
 
 
 def _latest_checkpoint(output: Path) -> Path | None:

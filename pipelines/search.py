@@ -31,6 +31,8 @@ class IndexConfig:
     """Seconds of an indexed window; a shorter video is one window."""
     stride: int = 4
     """Seconds between the starts of two windows."""
+    faiss_index: str = ""
+    """A Faiss index string such as IVF4096,SQ8; by default chosen by the number of windows and their width."""
     address: str | None = None
     """Ray cluster to join; without it Ray runs on this machine."""
 
@@ -78,7 +80,7 @@ def build_index(config: IndexConfig) -> None:
     with ray_session(config.address):
         parts = _embed_parts(config, shards)
     features = np.concatenate([part["features"] for part in parts])
-    index = SimilarityIndex.build(features)
+    index = SimilarityIndex.build(features, config.faiss_index)
     with atomic_path(config.output / "index.faiss") as temporary:
         index.save(temporary)
     write_arrays(config.output / "windows.npz", windows=np.concatenate([part["windows"] for part in parts]))

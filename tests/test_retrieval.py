@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videoclip.errors import InputError
 from videoclip.batches import batch_similarity
+from videoclip.errors import InputError
 from videoclip.retrieval import _exchange, cluster_videos
 from videoclip.similarity import SimilarityIndex
 

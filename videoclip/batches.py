@@ -1,4 +1,4 @@
-"""What is in an epoch's batches: how many videos, how similar they are, how pure, and which of them are the same."""
+"""What is in an epoch's batches: how many of the videos, how similar they are, and of how many topics."""
 
 from __future__ import annotations
 
@@ -68,24 +68,3 @@ def purity(batches: list[np.ndarray], topics: Sequence[str | None]) -> float:
         if known:
             shares.append(max(known.count(topic) for topic in set(known)) / len(known))
     return float(np.mean(shares)) if shares else 0.0
-
-
-def near_duplicates(embeddings: np.ndarray, batches: list[np.ndarray], similarity: float) -> np.ndarray:
-    """int64 [N]: a label for every row; two rows of one batch share it if they are near-duplicate videos.
-
-    Near-duplicates have a cosine of at least `similarity` after the mean of all rows is taken off (embeddings of a
-    young model all point much the same way), or are linked by others that have. Only videos of one batch are
-    compared: that is where clustering puts the same video uploaded twice.
-    """
-    label = np.arange(len(embeddings))
-    sample = embeddings[:: -(-len(embeddings) // 65536)]
-    mean = np.asarray(sample, np.float32).mean(0)
-    for batch in batches:
-        rows = np.asarray(embeddings[batch], np.float32) - mean
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        for i, j in zip(*np.nonzero(np.triu(rows @ rows.T >= similarity, 1))):
-            a, b = label[batch[i]], label[batch[j]]
-            if a != b:
-                members = batch[label[batch] == b]
-                label[members] = a
-    return label

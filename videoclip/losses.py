@@ -16,18 +16,23 @@ def contrastive_loss(
     temperature: Tensor | float = 1.0,
     gathered: tuple[Tensor, Tensor] | None = None,
     first: int = 0,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy(video -> text) + cross-entropy(text -> video), summed and not halved, as the release has it.
 
     `video`, `text`: float [P, H], row p of each being a positive pair; every other row is a negative. With several
     workers `gathered` holds the rows of all of them, [W * P, H] each, and this worker's start at row `first`.
+    `excluded`, bool [P, W * P], marks pairs that are no negatives of each other and so are left out.
     Returns the mean over the P rows, a scalar.
     """
     all_video, all_text = gathered or (video, text)
     target = torch.arange(first, first + len(video), device=video.device)
-    video_to_text = video @ all_text.T / temperature
-    text_to_video = text @ all_video.T / temperature
-    return F.cross_entropy(video_to_text.float(), target) + F.cross_entropy(text_to_video.float(), target)
+    video_to_text = (video @ all_text.T / temperature).float()
+    text_to_video = (text @ all_video.T / temperature).float()
+    if excluded is not None:
+        video_to_text = video_to_text.masked_fill(excluded, float("-inf"))
+        text_to_video = text_to_video.masked_fill(excluded, float("-inf"))
+    return F.cross_entropy(video_to_text, target) + F.cross_entropy(text_to_video, target)
 
 
 def world_size() -> int:
@@ -48,11 +53,24 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return rows if world_size() == 1 else _Gather.apply(rows)
 
 
+def gather(rows: Tensor) -> Tensor:
+    """Concatenate `rows` [P, …] of all workers, in rank order, without gradients."""
+    return rows if world_size() == 1 else _all_gather(rows, _rows_of_workers(len(rows)))
+
+
 def _rows_of_workers(rows: int) -> list[int]:
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([rows], device=device))
     return [int(count) for count in counts]
+
+
+def _all_gather(rows: Tensor, counts: list[int]) -> Tensor:
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives want equal shapes
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts)])
 
 
 class _Gather(torch.autograd.Function):
@@ -61,11 +79,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
         context.counts = _rows_of_workers(len(rows))
-        padded = rows.new_zeros(max(context.counts), rows.shape[1])  # collectives want equal shapes
-        padded[: len(rows)] = rows
-        gathered = [torch.empty_like(padded) for _ in context.counts]
-        dist.all_gather(gathered, padded)
-        return torch.cat([part[:count] for part, count in zip(gathered, context.counts)])
+        return _all_gather(rows, context.counts)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:

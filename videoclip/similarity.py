@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, on Faiss: exact for small sets, inverted lists for large ones, on a GPU if there is one."""
+"""Nearest neighbours by cosine, on Faiss: exact for small sets, inverted lists for large ones; on a GPU if it can."""
 
 from __future__ import annotations
 
@@ -57,10 +57,8 @@ class SimilarityIndex:
         if inverted is None:
             return cls(index, described + (": exact search" if kind == "Flat" else ""))
         recall = _tune_probes(index, inverted, embeddings)
-        return cls(
-            index,
-            f"{described}: {inverted.nprobe} of {inverted.nlist} inverted lists probed, recall@{RECALL_AT} {recall:.3f}",
-        )
+        probed = f"{inverted.nprobe} of {inverted.nlist} inverted lists probed"
+        return cls(index, f"{described}: {probed}, recall@{RECALL_AT} {recall:.3f}")
 
     def save(self, path: Path) -> None:
         """Write the index to a file."""
@@ -92,13 +90,13 @@ def choose_index(count: int, width: int) -> str:
 
 
 def on_gpu(index: Any) -> Any:
-    """A copy of an exact or inverted-list index on the first GPU, where Faiss is built for one; else the index itself."""
+    """A copy of an exact or inverted-list index on the first GPU, if Faiss is built for one; else the index itself."""
     import faiss
 
     known = isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ))
     if not known or not faiss.get_num_gpus():
         return index
-    copy = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    copy: Any = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     if hasattr(index, "nprobe"):
         copy.nprobe = index.nprobe
     return copy

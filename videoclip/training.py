@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from videoclip.errors import InputError
+from videoclip.false_negatives import PAPER, FalseNegativeConfig, false_negatives, pair_labels
 from videoclip.files import atomic_path, read_json, write_json
-from videoclip.losses import contrastive_loss, first_row, gather_with_gradient, world_size
+from videoclip.losses import contrastive_loss, first_row, gather, gather_with_gradient, world_size
 from videoclip.model import VideoCLIP
 
 if TYPE_CHECKING:
@@ -73,18 +74,30 @@ class ClipEmbedder(nn.Module):
 
 
 def training_step(
-    embedder: nn.Module, optimizer: torch.optim.Optimizer, batch: ClipBatch, rate: float, config: OptimizerConfig
+    embedder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: ClipBatch,
+    rate: float,
+    config: OptimizerConfig,
+    negatives: FalseNegativeConfig = PAPER,
+    duplicates: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """One update. Negatives come from the whole batch of every worker.
+    """One update. Negatives come from the whole batch of every worker, but for those that `negatives` leaves out.
 
-    Returns loss, the share of pairs whose own text is the nearest of all ("accuracy"), gradient norm, temperature.
+    `duplicates` int64 [rows of the shards] labels near-duplicate videos alike (`near_duplicates`).
+    Returns loss, gradient norm, temperature, and as shares: "accuracy", of pairs whose own text is the nearest of all;
+    "excluded", of pairs of clips that were no negatives; "hard_negatives", of other videos' texts that a clip finds at
+    least as near as its own.
     Raises FloatingPointError if the loss is not finite; nothing has been updated then.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
     video, text, temperature = embedder(batch)
     gathered, first = (gather_with_gradient(video), gather_with_gradient(text)), first_row(len(video))
-    loss = contrastive_loss(video, text, temperature, gathered, first)
+    labels = pair_labels(batch, duplicates).to(video.device)
+    all_labels = gather(labels)
+    excluded = false_negatives(labels, all_labels, first, negatives)
+    loss = contrastive_loss(video, text, temperature, gathered, first, excluded)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss became {loss.item()}; lower the learning rate or check the tokens")
     optimizer.zero_grad(set_to_none=True)
@@ -93,15 +106,27 @@ def training_step(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
     optimizer.step()
-    with torch.no_grad():
-        nearest = (video @ gathered[1].T).argmax(1).cpu()
-    correct = (nearest == torch.arange(first, first + len(video))).float().mean()
+    other_videos = (labels[:, :1] != all_labels[:, 0]) & ~excluded
     return {
         "loss": loss.item(),
-        "accuracy": correct.item(),
+        **_nearness(video, gathered[1], first, other_videos),
+        "excluded": excluded.float().mean().item(),
         "gradient_norm": norm.item(),
         "temperature": temperature.item(),
         "learning_rate": rate,
+    }
+
+
+@torch.no_grad()
+def _nearness(video: Tensor, all_text: Tensor, first: int, other_videos: Tensor) -> dict[str, float]:
+    """How near a clip finds its own text among all: "accuracy" and "hard_negatives" of `training_step`."""
+    similarity = video @ all_text.T
+    rows = torch.arange(len(video), device=video.device)
+    own = similarity[rows, first + rows][:, None]
+    hard = (similarity >= own) & other_videos
+    return {
+        "accuracy": (similarity.argmax(1) == first + rows).float().mean().item(),
+        "hard_negatives": hard.sum().item() / max(1, other_videos.sum().item()),
     }
 
 
@@ -112,11 +137,14 @@ def train_epoch(
     state: TrainingState,
     total_steps: int,
     config: OptimizerConfig,
+    negatives: FalseNegativeConfig = PAPER,
+    duplicates: np.ndarray | None = None,
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Run every batch once, yielding step and metrics after each. Advances `state` by one epoch."""
     embedder.train()
     for batch in batches:
-        metrics = training_step(embedder, optimizer, batch, learning_rate(state.step, total_steps, config), config)
+        rate = learning_rate(state.step, total_steps, config)
+        metrics = training_step(embedder, optimizer, batch, rate, config, negatives, duplicates)
         yield state.step, metrics
         state.step += 1
     state.epoch += 1

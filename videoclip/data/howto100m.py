@@ -1,4 +1,4 @@
-"""HowTo100M's caption files: `raw_caption.json`, or a folder of `<video_id>.csv` with start, end and text."""
+"""HowTo100M's files: captions (`raw_caption.json`, or a folder of `<video_id>.csv`), and the table of its tasks."""
 
 from __future__ import annotations
 
@@ -26,6 +26,27 @@ def read_raw_captions(path: Path) -> dict[str, Any]:
     if not isinstance(captions, dict):
         raise InputError(f'{path}: expected {{video_id: {{"start": [...], "end": [...], "text": [...]}}}}')
     return captions
+
+
+def read_topics(path: Path) -> dict[str, str]:
+    """What each video is about: the `task_id` column of `HowTo100M_v1.csv`, or a JSON object {video_id: topic}.
+
+    Raises InputError if the file is neither.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".csv":
+        topics = read_json(path)
+        if not isinstance(topics, dict):
+            raise InputError(f"{path}: expected {{video_id: topic}}")
+        return {str(video_id): str(topic) for video_id, topic in topics.items()}
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.DictReader(file)
+        missing = {"video_id", "task_id"} - set(reader.fieldnames or [])
+        if missing:
+            raise InputError(f"{path}: the csv lacks the columns {', '.join(sorted(missing))}")
+        return {row["video_id"]: row["task_id"] for row in reader}
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ its captions. A part is written once, under a temporary name, synced and renamed
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -169,8 +170,16 @@ class Shards:
         return self.parts[part].tokens(inside)
 
     def video_ids(self) -> list[str]:
-        """All ids, in row order."""
-        return [video_id for part in self.parts for video_id in part.video_ids()]
+        """All ids, in row order.
+
+        Raises InputError if two videos have the same one: an answer could not say which it means.
+        """
+        ids = [video_id for part in self.parts for video_id in part.video_ids()]
+        if len(set(ids)) < len(ids):
+            twice = Counter(ids).most_common(1)[0][0]
+            rows = [row for row, video_id in enumerate(ids) if video_id == twice]
+            raise InputError(f"{self.folder}: the video id {twice!r} stands in rows {', '.join(map(str, rows))}")
+        return ids
 
     def seconds(self) -> np.ndarray:
         """int64 [N]: token rows of every video."""

@@ -1,0 +1,84 @@
+"""Pairs that only look like negatives: clips with the same text, and clips of the same video uploaded twice.
+
+Batches of similar videos (section 3.3 of the paper) draw such pairs together. They are left out of the loss; turning
+both rules off reproduces the paper.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videoclip.errors import InputError
+
+if TYPE_CHECKING:
+    from videoclip.data.clips import ClipBatch
+
+
+@dataclass(frozen=True)
+class FalseNegativeConfig:
+    """Which pairs are not negatives of each other."""
+
+    same_text: bool = True
+    """Clips whose words are the same."""
+    duplicate_similarity: float | None = 0.98
+    """Clips of two videos whose embeddings have at least this cosine, about the mean of all videos; None: never."""
+
+    def __post_init__(self) -> None:
+        if self.duplicate_similarity is not None and not 0 < self.duplicate_similarity <= 1:
+            raise InputError(f"duplicate_similarity must lie in (0, 1], not {self.duplicate_similarity}")
+
+
+PAPER = FalseNegativeConfig(same_text=False, duplicate_similarity=None)  # all other pairs are negatives
+
+
+def near_duplicates(embeddings: np.ndarray, batches: list[np.ndarray], similarity: float) -> np.ndarray:
+    """int64 [N]: a label for every row; two rows of one batch share it if they are near-duplicate videos.
+
+    Near-duplicates have a cosine of at least `similarity` after the mean of all rows is taken off (embeddings of a
+    young model all point much the same way), or are linked by others that have. Only videos of one batch are
+    compared: that is where clustering puts the same video uploaded twice.
+    """
+    label = np.arange(len(embeddings))
+    mean = np.asarray(embeddings[:: -(-len(embeddings) // 65536)], np.float32).mean(0)
+    for batch in batches:
+        rows = np.asarray(embeddings[batch], np.float32) - mean
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        for i, j in zip(*np.nonzero(np.triu(rows @ rows.T >= similarity - 1e-6, 1))):
+            label[batch[label[batch] == label[batch[j]]]] = label[batch[i]]
+    return label
+
+
+def pair_labels(batch: ClipBatch, duplicates: np.ndarray | None = None) -> Tensor:
+    """int64 [P, 3]: of every pair the video's row, what stands for its near-duplicates, and what stands for its text.
+
+    `duplicates` gives a label to every row of the shards; without it every video stands for itself.
+    """
+    ends = np.cumsum(batch.word_lengths)
+    texts = [
+        int.from_bytes(hashlib.blake2b(batch.word_ids[end - length : end].tobytes(), digest_size=8).digest(), "little")
+        for end, length in zip(ends.tolist(), batch.word_lengths.tolist())
+    ]
+    same = batch.video if duplicates is None else duplicates[batch.video]
+    return torch.from_numpy(np.stack([batch.video, same, np.array(texts, np.uint64).view(np.int64)], 1))
+
+
+def false_negatives(own: Tensor, everyone: Tensor, first: int, config: FalseNegativeConfig) -> Tensor:
+    """bool [P, W * P]: which of all pairs are no negatives of each own pair.
+
+    `own` and `everyone` are `pair_labels`, int64 [P, 3] and [W * P, 3]; own pair p is row `first` + p of everyone.
+    Clips of the very same video stay negatives, as in the paper. A pair is never excluded from itself.
+    """
+    excluded = torch.zeros(len(own), len(everyone), dtype=torch.bool, device=own.device)
+    if config.same_text:
+        excluded |= own[:, 2:3] == everyone[:, 2]
+    if config.duplicate_similarity is not None:
+        excluded |= (own[:, 1:2] == everyone[:, 1]) & (own[:, 0:1] != everyone[:, 0])
+    rows = torch.arange(len(own), device=own.device)
+    excluded[rows, first + rows] = False
+    return excluded
