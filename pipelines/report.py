@@ -13,6 +13,7 @@ from videoclip.evaluation.moments import read_predictions
 from videoclip.evaluation.report import (
     Section,
     Table,
+    batch_curve,
     choose_examples,
     moment_example,
     render_report,
@@ -71,7 +72,11 @@ def report(config: ReportConfig, summary: str = "", extra: tuple[Table, ...] = (
         tables.append(moment_table(read_json(config.moments / "metrics.json")))
         sections.insert(0, _moment_section(config, videos))
     if config.training is not None:
-        figures.append(("Training", training_curve(read_json_lines(config.training / "metrics.jsonl"))))
+        rows = read_json_lines(config.training / "metrics.jsonl")
+        figures.append(("Training", training_curve(rows)))
+        batches = batch_curve(rows)
+        if batches:
+            figures.append(("Batches", batches))
     render_report(config.output, config.title, summary, [*tables, *extra], figures, sections)
     print(f"report in {config.output}")
 

@@ -23,6 +23,7 @@ from pipelines.common import ray_session
 from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
 from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, pretrain
+from pipelines.pretrain_batches import cluster_to_file, hardness_of_epoch, read_clustering
 from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.clips import ClipConfig
@@ -276,6 +277,46 @@ def test_a_killed_training_worker_is_replaced(ray: None, tokens: Path, trained: 
         torch.testing.assert_close(weights(config.output)[name], value, rtol=0, atol=0, msg=name)
 
 
+def test_clusterings_made_ahead_are_the_same_after_a_worker_is_killed(ray: None, tokens: Path, tmp_path: Path) -> None:
+    straight = training(tokens, tmp_path / "straight", cluster_ahead=True, hardness=(0.0, 1.0))
+    pretrain(straight)
+    broken = replace(straight, output=tmp_path / "broken")
+    ahead = broken.output / "batches" / "clustering-0001.npz"  # used by the second epoch, made during the first
+    killed, thread = kill_first_worker("RayTrainWorker", ahead.exists)
+    pretrain(broken)
+    thread.join()
+    assert killed, "the test must have killed a worker"
+    for number in range(3):
+        name = f"clustering-{number:04d}"
+        one, other = (np.load(config.output / "batches" / f"{name}.npz") for config in (straight, broken))
+        assert all(np.array_equal(one[key], other[key]) for key in ("rows", "sizes", "duplicates"))
+    for name, value in weights(straight.output).items():
+        torch.testing.assert_close(weights(broken.output)[name], value, rtol=0, atol=0, msg=name)
+    figures = [row for row in read_json_lines(straight.output / "metrics.jsonl") if "batches/cosine" in row]
+    assert [row["batches/hardness"] for row in figures] == [0.0, 0.5, 1.0]
+    assert all(row["batches/coverage"] == 100 and row["batches/most_repeated"] == 1 for row in figures)
+    assert not list((straight.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
+
+
+def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_clustered(
+    tokens: Path, tmp_path: Path
+) -> None:
+    config = training(tokens, tmp_path)
+    rows = np.array([0, 1, 2, 3, 5, 6, 7, 8, 9])
+    embeddings = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float16)
+    embeddings[4, 3], embeddings[8, 0] = np.nan, np.inf
+    np.save(tmp_path / "a.npy", embeddings[:5])
+    np.save(tmp_path / "b.npy", embeddings[5:])
+    cluster_to_file(config, 0, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "clustering.npz")
+    clustering = read_clustering(tmp_path / "clustering.npz")
+    assert sorted(np.concatenate(clustering.batches).tolist()) == [0, 1, 2, 3, 6, 7, 8]
+    quarantined = read_json_lines(tmp_path / "quarantine.jsonl")
+    assert [row["video_id"] for row in quarantined] == ["train_0005", "train_0009"]
+    np.save(tmp_path / "a.npy", np.full((9, 8), np.nan, np.float16))
+    with pytest.raises(InputError, match="no video has a finite embedding"):
+        cluster_to_file(config, 1, rows, [tmp_path / "a.npy"], tmp_path / "none.npz")
+
+
 def test_two_workers_train_together_on_all_videos(
     ray: None, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +337,29 @@ def test_two_workers_train_together_on_all_videos(
         8,
         9,
     ]
+
+
+def test_hardness_follows_its_schedule(tmp_path: Path) -> None:
+    config = training(tmp_path, tmp_path, epochs=5, hardness=(0.0, 1.0, 0.5))
+    assert [hardness_of_epoch(config, epoch) for epoch in range(5)] == [0, 0.5, 1, 0.75, 0.5]
+    assert hardness_of_epoch(replace(config, hardness=(0.3,)), 4) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hardness": (2.0,)}, "between 0 and 1"),
+        ({"hardness": (0.5,), "batches": "paper"}, "steers"),
+        ({"batches": "hard"}, "choose one of"),
+        ({"recluster_every": 0}, "at least 1"),
+        ({"topics": Path("/nowhere.csv")}, "no such file"),
+    ],
+)
+def test_batch_options_that_cannot_be_are_refused(
+    tokens: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        pretrain(training(tokens, tmp_path / "run", **changes))
 
 
 def test_a_run_with_other_options_is_refused(trained: Path, tokens: Path) -> None:
@@ -349,12 +413,12 @@ def test_evaluation_reads_the_same_shards(trained: Path, tokens: Path, corpus: P
         (tmp_path / name / "m.json").rename(tmp_path / name / "metrics.json")
     report(page)
     text = page.output.read_text()
-    assert text.count("<svg") == 4 and text.count("data:image/jpeg") > 3 and "query-blind" in text
+    assert text.count("<svg") == 5 and text.count("data:image/jpeg") > 3 and "query-blind" in text
     with pytest.raises(InputError, match="nothing to report"):
         report(ReportConfig(tmp_path / "empty.html"))
 
 
-def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:
+def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, corpus: Path, tmp_path: Path) -> None:
     config = ClusterConfig(
         trained / "model", tokens / "train", tmp_path / "clusters", videos_per_batch=3, clips_per_video=2
     )
@@ -363,6 +427,10 @@ def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, tmp_pat
     assert sorted(video for batch in batches for video in batch) == captioned
     assert np.load(tmp_path / "clusters" / "embeddings.npy").shape == (9, 32)
     assert cluster(config) == batches
+    assert json.loads((tmp_path / "clusters" / "cluster.json").read_text())["coverage"] == 100
+    few = cluster(replace(config, videos_per_batch=100, topics=corpus / "train" / "HowTo100M_v1.csv"))
+    assert [sorted(batch) for batch in few] == [captioned], "fewer videos than a batch are one batch"
+    assert json.loads((tmp_path / "clusters" / "cluster.json").read_text())["purity"] > 50
     before = np.load(tmp_path / "clusters" / "embeddings.npy")
     cluster(replace(config, clips_per_video=5))
     assert not np.array_equal(np.load(tmp_path / "clusters" / "embeddings.npy"), before), "nothing stale is used again"

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videoclip.batches import batch_similarity
+from videoclip.batches import batch_similarity, describe_batches
 from videoclip.errors import InputError
 from videoclip.retrieval import _exchange, cluster_videos
-from videoclip.similarity import SimilarityIndex
+from videoclip.similarity import SimilarityIndex, choose_index
 
 
 def grouped(videos: int, groups: int, width: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +60,36 @@ def test_the_order_of_the_videos_does_not_change_hardness() -> None:
     assert first == pytest.approx(second, rel=0.05)
 
 
+@given(st.integers(2, 300), st.integers(1, 40), st.floats(0, 1), st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_every_hardness_gives_a_cover(videos: int, size: int, hardness: float, seed: int) -> None:
+    batches = cluster_videos(grouped(videos, 5)[0], size, seed, hardness=hardness)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(videos))
+    assert sorted(len(batch) for batch in batches)[1:] == [size] * (len(batches) - 1)
+
+
+def test_hardness_moves_the_mean_cosine_from_random_to_most_similar_in_proportion() -> None:
+    rows, _ = grouped(4000, 60, seed=2)
+    easy, *others, hard = (
+        batch_similarity(rows, cluster_videos(rows, 32, 0, hardness=hardness)) for hardness in (0, 0.25, 0.5, 0.75, 1)
+    )
+    for hardness, similarity in zip((0.25, 0.5, 0.75), others):
+        assert similarity == pytest.approx(easy + hardness * (hard - easy), abs=0.04)
+    with pytest.raises(InputError, match="hardness"):
+        cluster_videos(rows, 32, hardness=1.5)
+    with pytest.raises(InputError, match="steers the mode cover"):
+        cluster_videos(rows, 32, mode="paper", hardness=0.5)
+
+
+@given(st.integers(0, 5))
+@settings(max_examples=6, deadline=None)
+def test_several_cells_and_their_leftovers_still_make_a_cover(seed: int) -> None:
+    rows, _ = grouped(2600, 33, seed=seed)  # clusters of 79 videos: every cell has some left over
+    batches = cluster_videos(rows, 32, seed)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(2600))
+    assert sorted(len(batch) for batch in batches)[1:] == [32] * (len(batches) - 1)
+
+
 def test_exchanging_members_never_lowers_similarity_and_keeps_sizes() -> None:
     rows, _ = grouped(300, 10)
     random = cluster_videos(rows, 32, 0, "random")
@@ -82,10 +112,24 @@ def test_paper_mode_takes_neighbours_of_random_anchors() -> None:
     assert np.mean([len(set(group[batch])) == 1 for batch in batches]) > 0.9
 
 
-@pytest.mark.parametrize("rows", [np.ones((50, 4), np.float32), np.zeros((50, 4), np.float32)])
-def test_vectors_that_are_all_alike_still_give_a_cover(rows: np.ndarray) -> None:
-    batches = cluster_videos(rows, 8, 0)
-    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(50))
+@pytest.mark.parametrize("count", [50, 3000])
+@pytest.mark.parametrize("value", [0, 1])
+def test_vectors_that_are_all_alike_still_give_a_cover(count: int, value: int) -> None:
+    batches = cluster_videos(np.full((count, 4), value, np.float32), 8, 0)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(count))
+
+
+def test_some_zero_vectors_do_no_harm() -> None:
+    rows, _ = grouped(500, 8)
+    rows[::9] = 0
+    for mode in ("cover", "paper"):
+        assert all(len(batch) for batch in cluster_videos(rows, 16, 0, mode))
+
+
+def test_fewer_videos_than_a_batch_are_one_batch() -> None:
+    rows, _ = grouped(7, 2)
+    for mode in ("cover", "random", "paper"):
+        assert [sorted(batch.tolist()) for batch in cluster_videos(rows, 32, 0, mode)] == [list(range(7))]
 
 
 def test_half_precision_and_memory_maps_are_read(tmp_path) -> None:
@@ -99,7 +143,7 @@ def test_half_precision_and_memory_maps_are_read(tmp_path) -> None:
 def test_unusable_embeddings_are_refused() -> None:
     rows, _ = grouped(40, 4)
     rows[17, 2] = np.nan
-    with pytest.raises(InputError, match="row 17"):
+    with pytest.raises(InputError, match=r"1 embeddings hold values that are not finite \(row 17\)"):
         cluster_videos(rows, 8)
     with pytest.raises(InputError, match="shape"):
         cluster_videos(np.zeros((0, 4), np.float32), 8)
@@ -114,3 +158,35 @@ def test_an_approximate_index_reaches_its_recall() -> None:
     _, found = index.search(rows[:200], 64)
     truth = np.argsort(-(rows[:200] @ rows.T), axis=1)[:, :64]
     assert np.mean([len(np.intersect1d(a, b)) / 64 for a, b in zip(found, truth)]) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "kind"),
+    [
+        (1000, 256, "Flat"),
+        (1_200_000, 768, "IVF4381,Flat"),
+        (5_000_000, 768, "IVF8944,SQ8"),
+        (120_000_000, 768, "IVF43817,PQ96"),
+    ],
+)
+def test_the_index_follows_from_number_and_width(count: int, width: int, kind: str) -> None:
+    assert choose_index(count, width) == kind
+
+
+def test_shortened_rows_and_a_bad_index_string() -> None:
+    rows, _ = grouped(3000, 50)
+    index = SimilarityIndex.build(rows, "IVF50,SQ8")
+    assert index.description.startswith("IVF50,SQ8 over 3000 x 24:")
+    with pytest.raises(InputError, match="cannot build 'IVF5000,Flat'"):
+        SimilarityIndex.build(rows, "IVF5000,Flat")
+    with pytest.raises(InputError, match="cannot build 'nonsense'"):
+        cluster_videos(rows, 32, 0, "paper", faiss_index="nonsense")
+
+
+def test_batches_are_described_by_hand() -> None:
+    rows = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
+    figures = describe_batches(rows, [np.array([0, 1]), np.array([1, 2])], topics=["a", "a", "b", None])
+    assert figures["coverage"] == 75 and figures["most_repeated"] == 2
+    assert figures["cosine"] == pytest.approx(0.5) and figures["cosine_p90"] == pytest.approx(0.9)
+    assert figures["purity"] == pytest.approx(75)  # "a a" is pure, "a b" half; the row without a topic is not in them
+    assert 0 <= figures["random_cosine"] <= 1

@@ -143,3 +143,12 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path) -> None:
     assert done.returncode != 0 and "OSError" in done.stderr
     assert len(Shards(Path(folder), verify=True)) == 2
     assert not list(Path(folder).glob(".*.tmp")), "no half-written file is left behind"
+
+
+def test_two_videos_with_one_id_are_named(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, manifest(), 2)
+    for number in (4, 5, 4):
+        writer.add(random_record(number))
+    writer.close()
+    with pytest.raises(InputError, match="'video_004' stands in rows 0, 2"):
+        Shards(tmp_path).video_ids()

@@ -85,6 +85,36 @@ def training_curve(rows: list[dict[str, Any]]) -> str:
     return _svg(figure)
 
 
+def batch_curve(rows: list[dict[str, Any]]) -> str:
+    """SVG of how similar the videos of a batch were, clustering by clustering, beside random batches.
+
+    `rows` of `metrics.jsonl`; bands are the 10th to 90th percentile of the batches. Empty where nothing was recorded.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if "batches/cosine" in row]
+    if not rows:
+        return ""
+    pure = "batches/purity" in rows[0]
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, 2 if pure else 1))
+    epochs = [row["epoch"] for row in rows]
+    for prefix, name, colour in (("", "clustered", BLUE), ("random_", "random", GREY)):
+        low, middle, high = ([row[f"batches/{prefix}cosine{end}"] for row in rows] for end in ("_p10", "", "_p90"))
+        panels[0].fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+        panels[0].plot(epochs, middle, color=colour, linewidth=1.8, label=name)
+        if pure:
+            panels[1].plot(epochs, [row[f"batches/{prefix}purity"] for row in rows], color=colour, linewidth=1.8)
+    panels[0].set_title("cosine inside a batch", fontsize=9)
+    panels[0].legend(fontsize=8, frameon=False)
+    if pure:
+        panels[1].set_title("videos of a batch with its most frequent topic (%)", fontsize=9)
+    for axis in panels:
+        axis.set_xlabel("epoch")
+        _plain(axis)
+    return _svg(figure)
+
+
 def moment_example(query: MomentQuery, prediction: MomentPrediction, video: Path | None) -> Example:
     """Similarity over time, the true windows, the first three found, and a few frames."""
     from matplotlib.figure import Figure
