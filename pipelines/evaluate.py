@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.common import as_json
+from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.errors import InputError
+from videoclip.evaluation.prompts import PLAIN, embed_texts
 from videoclip.files import write_json, write_json_lines
 
 
@@ -24,6 +25,44 @@ class RetrievalConfig:
     output: Path = Path("runs/evaluation/youcook2/metrics.json")
     """Metrics; the rank of every query goes to predictions.jsonl beside it."""
     subset: str = "validation"
+    templates: tuple[str, ...] = PLAIN
+    """Sentences are put into each of these in place of {}, and the embeddings averaged."""
+
+
+@dataclass(frozen=True)
+class MSRVTTConfig:
+    """Text-to-video retrieval over whole MSR-VTT videos: R@K and ranks, beside chance."""
+
+    model: Path
+    """Folder of a trained model."""
+    shards: Path
+    """Folder of shards with the annotated videos."""
+    annotations: Path
+    """MSRVTT_JSFUSION_test.csv (1k-A), or the full json with twenty sentences a video."""
+    output: Path = Path("runs/evaluation/msrvtt/metrics.json")
+    """Metrics; the rank of every query goes to predictions.jsonl beside it."""
+    split: str = "test"
+    """Of the json."""
+    templates: tuple[str, ...] = PLAIN
+    """Sentences are put into each of these in place of {}, and the embeddings averaged."""
+
+
+@dataclass(frozen=True)
+class DiDeMoConfig:
+    """Text-to-video retrieval over whole DiDeMo videos: R@K and ranks, beside chance."""
+
+    model: Path
+    """Folder of a trained model."""
+    shards: Path
+    """Folder of shards with the annotated videos."""
+    annotations: Path
+    """test_data.json, or val_data.json."""
+    output: Path = Path("runs/evaluation/didemo/metrics.json")
+    """Metrics; the rank of every query goes to predictions.jsonl beside it."""
+    queries: str = "paragraph"
+    """paragraph (all descriptions of a video joined, as the field reports it), or sentence."""
+    templates: tuple[str, ...] = PLAIN
+    """Sentences are put into each of these in place of {}, and the embeddings averaged."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +81,8 @@ class MomentConfig:
     """Training queries, from which the baseline that never looks at the query is made."""
     output: Path = Path("runs/evaluation/qvhighlights/metrics.json")
     """Metrics; predictions in the official format go to predictions.jsonl beside it."""
+    templates: tuple[str, ...] = PLAIN
+    """Queries are put into each of these in place of {}, and the embeddings averaged."""
 
 
 def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
@@ -49,34 +90,78 @@ def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
 
     Raises InputError if files do not fit each other or no annotated clip is in the shards.
     """
-    import torch
-
     from videoclip.data.youcook2 import read_youcook2
-    from videoclip.evaluation.retrieval import best_matches, gather_clips, ranks_of_positives, retrieval_metrics
+
+    return _retrieve(config, read_youcook2(config.annotations, config.subset))
+
+
+def evaluate_msrvtt(config: MSRVTTConfig) -> dict[str, Any]:
+    """Run MSR-VTT retrieval; as `evaluate_retrieval`."""
+    from videoclip.data.msrvtt import read_msrvtt
+
+    return _retrieve(config, read_msrvtt(config.annotations, config.split))
+
+
+def evaluate_didemo(config: DiDeMoConfig) -> dict[str, Any]:
+    """Run DiDeMo retrieval; as `evaluate_retrieval`."""
+    from videoclip.data.didemo import read_didemo
+
+    return _retrieve(config, read_didemo(config.annotations, config.queries))
+
+
+def _retrieve(config: RetrievalConfig | MSRVTTConfig | DiDeMoConfig, annotated: list[AnnotatedClip]) -> dict[str, Any]:
+    """Embed clips and sentences, rank each for the other, and write metrics and predictions."""
+    import numpy as np
+
+    from videoclip.evaluation.retrieval import (
+        best_matches,
+        gather_clips,
+        ranks_of_best_query,
+        ranks_of_positives,
+        retrieval_metrics,
+    )
 
     model, shards = load_model_and_shards(config.model, config.shards)
-    clips = gather_clips(shards, read_youcook2(config.annotations, config.subset), model.config.max_seconds)
-    with torch.inference_mode():
-        videos = (
-            model.embed_video(torch.from_numpy(clips.tokens), torch.from_numpy(clips.lengths)).float().cpu().numpy()
-        )
-    texts = model.encode_text([clip.sentence for clip in clips.clips]).cpu().numpy()
-    ranks = ranks_of_positives(texts, videos)
-    metrics = {**retrieval_metrics(ranks), "dropped": clips.dropped, "video_to_text": _backward(texts, videos)}
-    found = best_matches(texts, videos, 3)
+    gathered = gather_clips(shards, annotated, model.config.max_seconds)
+    clips = gathered.clips
+    videos = embed_clips(model, gathered.tokens, gathered.lengths)
+    positives = np.repeat(np.arange(len(clips)), [len(clip.sentences) for clip in clips])
+    sentences = [sentence for clip in clips for sentence in clip.sentences]
+    texts = embed_texts(model, sentences, config.templates)
+    ranks = ranks_of_positives(texts, videos, positives)
+    metrics = {
+        **retrieval_metrics(ranks, len(clips)),
+        "clips": len(clips),
+        "dropped": gathered.dropped,
+        "video_to_text": retrieval_metrics(ranks_of_best_query(texts, videos, positives), len(clips)),
+    }
     rows = [
-        {**as_json(clip), "rank": int(rank), "found": [as_json(clips.clips[i]) for i in best]}
-        for clip, rank, best in zip(clips.clips, ranks, found)
+        {**_as_row(clips[own], sentence), "rank": int(rank), "found": [_as_row(clips[i]) for i in best]}
+        for own, sentence, rank, best in zip(positives, sentences, ranks, best_matches(texts, videos, 3))
     ]
     write_json_lines(config.output.parent / "predictions.jsonl", rows)
     write_json(config.output, metrics)
     return metrics
 
 
-def _backward(texts: Any, videos: Any) -> dict[str, Any]:
-    from videoclip.evaluation.retrieval import ranks_of_positives, retrieval_metrics
+def _as_row(clip: AnnotatedClip, sentence: str | None = None) -> dict[str, Any]:
+    said = clip.sentences[0] if sentence is None else sentence
+    return {"video_id": clip.video_id, "start": clip.start, "end": clip.end, "sentence": said}
 
-    return retrieval_metrics(ranks_of_positives(videos, texts))
+
+def embed_clips(model: Any, tokens: Any, lengths: Any, clips_at_once: int = 1024) -> Any:
+    """Embed clips, their tokens concatenated [N, D] with lengths [C], -> float32 [C, H]."""
+    import numpy as np
+    import torch
+
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    features = []
+    with torch.inference_mode():
+        for first in range(0, len(lengths), clips_at_once):
+            last = min(first + clips_at_once, len(lengths))
+            chosen = torch.from_numpy(tokens[bounds[first] : bounds[last]])
+            features.append(model.embed_video(chosen, torch.from_numpy(lengths[first:last])).float().cpu().numpy())
+    return np.concatenate(features)
 
 
 def evaluate_moments(config: MomentConfig) -> dict[str, Any]:
@@ -94,7 +179,8 @@ def evaluate_moments(config: MomentConfig) -> dict[str, Any]:
     elif config.model is not None and config.shards is not None:
         from videoclip.evaluation.localization import localize
 
-        predictions, missing = localize(*load_model_and_shards(config.model, config.shards), queries)
+        model, shards = load_model_and_shards(config.model, config.shards)
+        predictions, missing = localize(model, shards, queries, templates=config.templates)
         if not predictions:
             raise InputError(f"{config.shards}: holds none of the {len(queries)} queried videos")
         rows = [prediction.as_json() for prediction in predictions]

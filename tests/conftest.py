@@ -1,16 +1,24 @@
-"""Small real things that many tests need: shards of random tokens, a rendered video, the reference data."""
+"""Small real things that many tests need: shards of random tokens, a rendered video, a tiny trained model."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.common import ray_session
+from pipelines.extract import ExtractConfig, extract
+from pipelines.pretrain import ModelSize, PretrainConfig, pretrain
 from videoclip.data.captions import Captions
+from videoclip.data.clips import ClipConfig
+from videoclip.data.kitchen import KitchenConfig, plan_kitchen, render_video, write_annotations
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
+from videoclip.training import OptimizerConfig
 
 REFERENCE = Path(os.environ.get("VIDEOCLIP_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 WORDS = ["chop", "stir", "pour", "the", "onion", "carrot", "egg", "into", "pan", "bowl", "now", "slowly", "until"]
@@ -92,3 +100,81 @@ def write_audio(path: Path) -> Path:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+# --- A tiny corpus and what the real stages make of it ------------------------------------------------------------
+
+KITCHEN = KitchenConfig(train_videos=10, test_videos=6, recipes=2, seconds=28)
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[None]:
+    with ray_session(None):
+        yield
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten training and six test videos, with annotations, and files that are no videos among them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    videos = plan_kitchen(KITCHEN)
+    for video in videos:
+        render_video(video, folder / video.split / "videos")
+    write_annotations(videos, KITCHEN, folder)
+    bad = folder / "train" / "videos"
+    (bad / "empty.mp4").touch()
+    (bad / "text.mp4").write_text("not a video\n" * 50)
+    (bad / "cut.mp4").write_bytes((bad / "train_0000.mp4").read_bytes()[:9000])
+    write_audio(bad / "audio.mp4")
+    write_video(bad / "one.mp4", [0.0], lambda n: np.zeros((64, 64, 3), np.uint8))
+    (bad / "zz").mkdir()
+    (bad / "zz" / "train_0001.mp4").write_bytes((bad / "train_0001.mp4").read_bytes())
+    captions = json.loads((folder / "train" / "raw_caption.json").read_text())
+    captions["../../x"] = captions["nowhere"] = captions["train_0002"]
+    captions["train_0003"]["text"][0], captions["train_0003"]["end"][1] = 17, -1
+    captions["train_0004"] = "not captions"
+    (folder / "train" / "raw_caption.json").write_text(json.dumps(captions))
+    return folder
+
+
+def extraction(corpus: Path, output: Path) -> ExtractConfig:
+    return ExtractConfig(
+        corpus / "train" / "videos",
+        output,
+        corpus / "train" / "raw_caption.json",
+        "x3d-tiny",
+        calibration_clips=24,
+        videos_per_part=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokens(ray: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and test shards of the corpus."""
+    folder = tmp_path_factory.mktemp("tokens")
+    extract(extraction(corpus, folder / "train"))
+    extract(ExtractConfig(corpus / "test" / "videos", folder / "test", encoder_from=folder / "train"))
+    return folder
+
+
+def training(tokens: Path, output: Path, **changes: object) -> PretrainConfig:
+    config = PretrainConfig(
+        tokens / "train",
+        output,
+        epochs=3,
+        videos_per_batch=3,
+        vocabulary=300,
+        model=ModelSize(width=32, layers=1, heads=2),
+        clips=ClipConfig(clips_per_video=4, max_words=24, max_seconds=16),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
+        threads=1,
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="session")
+def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of uninterrupted training."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    pretrain(training(tokens, output))
+    return output

@@ -24,7 +24,7 @@ from videoclip.evaluation.localization import (
 )
 from videoclip.evaluation.moments import MomentPrediction, moment_metrics, overlap, read_predictions
 from videoclip.evaluation.report import Example, Section, Table, choose_examples, moment_example, render_report
-from videoclip.evaluation.retrieval import best_matches, ranks_of_positives, retrieval_metrics
+from videoclip.evaluation.retrieval import best_matches, ranks_of_best_query, ranks_of_positives, retrieval_metrics
 from videoclip.model import VideoCLIP, VideoCLIPConfig
 
 
@@ -46,7 +46,7 @@ def test_rank_counts_the_strictly_better_clips_plus_one() -> None:
     gallery = np.array([[1.0, 0], [0, 1], [1, 0], [2, 0]])
     queries = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]])
     assert ranks_of_positives(queries, gallery).tolist() == [2, 1, 2, 2]  # ties cost nothing
-    assert retrieval_metrics(np.array([1, 2, 6, 11])) == {
+    assert retrieval_metrics(np.array([1, 2, 6, 11]), 4) == {
         "queries": 4,
         "R@1": 25.0,
         "R@5": 50.0,
@@ -73,6 +73,30 @@ def test_blocks_give_the_ranks_of_the_full_matrix(count: int, seed: int) -> None
     finally:
         retrieval.BLOCK = original
     np.testing.assert_allclose(np.take_along_axis(scores, best, 1), -np.sort(-scores, 1)[:, : best.shape[1]])
+
+
+@given(st.integers(1, 20), st.integers(0, 30), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_with_several_captions_a_video_each_direction_has_its_own_ranks(clips: int, more: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    positives = generator.permutation(np.concatenate([np.arange(clips), generator.integers(0, clips, more)]))
+    queries = generator.integers(-2, 3, (len(positives), 3)).astype(np.float32)
+    gallery = generator.integers(-2, 3, (clips, 3)).astype(np.float32)
+    scores = queries @ gallery.T
+    forward = [1 + (scores[q] > scores[q, own]).sum() for q, own in enumerate(positives)]
+    backward = [1 + (scores[:, g] > scores[positives == g, g].max()).sum() for g in range(clips)]
+    assert ranks_of_positives(queries, gallery, positives).tolist() == forward
+    assert ranks_of_best_query(queries, gallery, positives).tolist() == backward
+
+
+def test_retrieval_that_cannot_be_is_refused() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    with pytest.raises(InputError, match="needs a row of the gallery"):
+        ranks_of_positives(rows, rows, np.array([0, 1, 3]))
+    with pytest.raises(InputError, match="clip 2 of the gallery has no query"):
+        ranks_of_best_query(rows, rows, np.array([0, 1, 1]))
+    with pytest.raises(InputError, match="one width"):
+        ranks_of_positives(rows, np.eye(2, dtype=np.float32))
 
 
 def test_embeddings_that_are_not_finite_are_refused() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,100 +15,23 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import write_audio, write_video
+from conftest import KITCHEN, extraction, training
 
 from pipelines.cli import main
 from pipelines.cluster import ClusterConfig, cluster
-from pipelines.common import ray_session
 from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
-from pipelines.extract import ExtractConfig, extract
-from pipelines.pretrain import ModelSize, PretrainConfig, pretrain
+from pipelines.extract import extract
+from pipelines.pretrain import PretrainConfig, pretrain
 from pipelines.pretrain_batches import cluster_to_file, hardness_of_epoch, read_clustering
 from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
-from videoclip.data.clips import ClipConfig
-from videoclip.data.kitchen import KitchenConfig, plan_kitchen, render_video, write_annotations
+from videoclip.data.kitchen import plan_kitchen
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
 from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP
-from videoclip.training import OptimizerConfig
 
 pytestmark = pytest.mark.slow
-KITCHEN = KitchenConfig(train_videos=10, test_videos=6, recipes=2, seconds=28)
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    with ray_session(None):
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training and six test videos, with annotations, and files that are no videos among them."""
-    folder = tmp_path_factory.mktemp("corpus")
-    videos = plan_kitchen(KITCHEN)
-    for video in videos:
-        render_video(video, folder / video.split / "videos")
-    write_annotations(videos, KITCHEN, folder)
-    bad = folder / "train" / "videos"
-    (bad / "empty.mp4").touch()
-    (bad / "text.mp4").write_text("not a video\n" * 50)
-    (bad / "cut.mp4").write_bytes((bad / "train_0000.mp4").read_bytes()[:9000])
-    write_audio(bad / "audio.mp4")
-    write_video(bad / "one.mp4", [0.0], lambda n: np.zeros((64, 64, 3), np.uint8))
-    (bad / "zz").mkdir()
-    (bad / "zz" / "train_0001.mp4").write_bytes((bad / "train_0001.mp4").read_bytes())
-    captions = json.loads((folder / "train" / "raw_caption.json").read_text())
-    captions["../../x"] = captions["nowhere"] = captions["train_0002"]
-    captions["train_0003"]["text"][0], captions["train_0003"]["end"][1] = 17, -1
-    captions["train_0004"] = "not captions"
-    (folder / "train" / "raw_caption.json").write_text(json.dumps(captions))
-    return folder
-
-
-def extraction(corpus: Path, output: Path) -> ExtractConfig:
-    return ExtractConfig(
-        corpus / "train" / "videos",
-        output,
-        corpus / "train" / "raw_caption.json",
-        "x3d-tiny",
-        calibration_clips=24,
-        videos_per_part=4,
-    )
-
-
-@pytest.fixture(scope="module")
-def tokens(ray: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train and test shards of the corpus."""
-    folder = tmp_path_factory.mktemp("tokens")
-    extract(extraction(corpus, folder / "train"))
-    extract(ExtractConfig(corpus / "test" / "videos", folder / "test", encoder_from=folder / "train"))
-    return folder
-
-
-def training(tokens: Path, output: Path, **changes: object) -> PretrainConfig:
-    config = PretrainConfig(
-        tokens / "train",
-        output,
-        epochs=3,
-        videos_per_batch=3,
-        vocabulary=300,
-        model=ModelSize(width=32, layers=1, heads=2),
-        clips=ClipConfig(clips_per_video=4, max_words=24, max_seconds=16),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
-        threads=1,
-    )
-    return replace(config, **changes)
-
-
-@pytest.fixture(scope="module")
-def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of uninterrupted training."""
-    output = tmp_path_factory.mktemp("trained") / "run"
-    pretrain(training(tokens, output))
-    return output
 
 
 # --- Extraction ---------------------------------------------------------------------------------------------------

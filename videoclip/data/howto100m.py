@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from videoclip.data.annotated_clips import read_csv_rows
 from videoclip.errors import InputError
 from videoclip.files import read_json
 
@@ -39,14 +40,7 @@ def read_topics(path: Path) -> dict[str, str]:
         if not isinstance(topics, dict):
             raise InputError(f"{path}: expected {{video_id: topic}}")
         return {str(video_id): str(topic) for video_id, topic in topics.items()}
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        missing = {"video_id", "task_id"} - set(reader.fieldnames or [])
-        if missing:
-            raise InputError(f"{path}: the csv lacks the columns {', '.join(sorted(missing))}")
-        return {row["video_id"]: row["task_id"] for row in reader}
+    return {row["video_id"]: row["task_id"] for _, row in read_csv_rows(path, {"video_id", "task_id"})}
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videoclip.data.annotated_clips import AnnotatedClip, check_clip, read_csv_rows
 from videoclip.errors import InputError
 from videoclip.files import read_json
-
-
-@dataclass(frozen=True)
-class AnnotatedClip:
-    """One described stretch of a video: [start, end) in seconds."""
-
-    video_id: str
-    start: float
-    end: float
-    sentence: str
 
 
 def read_youcook2(path: Path, subset: str = "validation") -> list[AnnotatedClip]:
@@ -28,10 +16,17 @@ def read_youcook2(path: Path, subset: str = "validation") -> list[AnnotatedClip]
     Raises InputError, with the row, if a file has another form or a clip cannot be.
     """
     path = Path(path)
-    rows = _rows_of_csv(path) if path.suffix.lower() == ".csv" else _rows_of_json(path, subset)
+    if path.suffix.lower() == ".csv":
+        columns = {"start", "end", "text", "video_id"}
+        rows: list[tuple[str, Any, Any, Any, Any]] = [
+            (where, row["video_id"], row["start"], row["end"], row["text"])
+            for where, row in read_csv_rows(path, columns)
+        ]
+    else:
+        rows = _rows_of_json(path, subset)
     if not rows:
         raise InputError(f"{path}: holds no clips of the subset {subset!r}")
-    return [_check(path, *row) for row in rows]
+    return [check_clip(path, *row) for row in rows]
 
 
 def _rows_of_json(path: Path, subset: str) -> list[tuple[str, Any, Any, Any, Any]]:
@@ -51,26 +46,3 @@ def _rows_of_json(path: Path, subset: str) -> list[tuple[str, Any, Any, Any, Any
                 raise InputError(f"{path}: video {video_id!r}: an annotation has no segment [start, end]")
             rows.append((f"video {video_id!r}", video_id, *segment, annotation.get("sentence")))
     return rows
-
-
-def _rows_of_csv(path: Path) -> list[tuple[str, Any, Any, Any, Any]]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"start", "end", "text", "video_id"} - set(reader.fieldnames or [])
-        if missing:
-            raise InputError(f"{path}: the csv lacks the columns {', '.join(sorted(missing))}")
-        return [(f"row {n}", r["video_id"], r["start"], r["end"], r["text"]) for n, r in enumerate(reader, 2)]
-
-
-def _check(path: Path, where: str, video_id: Any, start: Any, end: Any, sentence: Any) -> AnnotatedClip:
-    try:
-        start, end = float(start), float(end)
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: {where}: start {start!r} or end {end!r} is not a number") from None
-    if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
-        raise InputError(f"{path}: {where}: a clip from {start} to {end} seconds cannot be")
-    if not isinstance(sentence, str) or not sentence.strip():
-        raise InputError(f"{path}: {where}: the sentence is empty")
-    return AnnotatedClip(str(video_id), start, end, sentence.strip())

@@ -13,6 +13,7 @@ Either way, windows that overlap a better one too much are dropped (non-maximum 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from videoclip.data.qvhighlights import CLIP_SECONDS, MomentQuery
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
 from videoclip.evaluation.moments import MAX_WINDOWS, MomentPrediction, overlap
+from videoclip.evaluation.prompts import PLAIN, embed_texts
 from videoclip.model import VideoCLIP
 
 METHODS = ("threshold", "sliding")
@@ -52,14 +54,18 @@ class LocalizationConfig:
 
 
 def localize(
-    model: VideoCLIP, shards: Shards, queries: list[MomentQuery], config: LocalizationConfig = LocalizationConfig()
+    model: VideoCLIP,
+    shards: Shards,
+    queries: list[MomentQuery],
+    config: LocalizationConfig = LocalizationConfig(),
+    templates: Sequence[str] = PLAIN,
 ) -> tuple[list[MomentPrediction], int]:
     """Answer every query whose video is in the shards; also returns how many were not."""
     rows = {video_id: row for row, video_id in enumerate(shards.video_ids())}
     known = [query for query in queries if query.video_id in rows]
     if not known:
         return [], len(queries)
-    texts = model.encode_text([query.query for query in known]).cpu().numpy()
+    texts = embed_texts(model, [query.query for query in known], templates)
     by_video: dict[str, list[int]] = {}
     for place, query in enumerate(known):
         by_video.setdefault(query.video_id, []).append(place)
@@ -97,15 +103,21 @@ def find_moments(
 
 @torch.inference_mode()
 def second_features(model: VideoCLIP, tokens: np.ndarray, config: LocalizationConfig, batch: int = 32) -> np.ndarray:
-    """One unit vector a second, float32 [T, H]: the video transformer's outputs over overlapping contexts, averaged."""
+    """One vector a second, float32 [T, H]: the video transformer's outputs over overlapping contexts, averaged.
+
+    Of unit length where the model's embeddings are.
+    """
     context = min(model.config.max_seconds, len(tokens))
     starts = np.unique(np.append(np.arange(0, len(tokens) - context + 1, config.context_stride), len(tokens) - context))
     total = np.zeros((len(tokens), model.config.width), np.float32)
+    times = np.bincount((starts[:, None] + np.arange(context)).ravel(), minlength=len(tokens))
     for first in range(0, len(starts), batch):
         rows = starts[first : first + batch, None] + np.arange(context)
         chosen = torch.from_numpy(tokens[rows.ravel()])
         hidden = model.video_hidden(chosen, torch.full((len(rows),), context)).float().cpu().numpy()
         np.add.at(total, rows.ravel(), hidden)
+    if not model.config.normalize:
+        return total / times[:, None].astype(np.float32)
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 

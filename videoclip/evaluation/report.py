@@ -97,7 +97,7 @@ def batch_curve(rows: list[dict[str, Any]]) -> str:
         return ""
     pure = "batches/purity" in rows[0]
     figure = Figure(figsize=(8, 2.6), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, 2 if pure else 1))
+    panels = figure.subplots(1, 2 if pure else 1, squeeze=False)[0]
     epochs = [row["epoch"] for row in rows]
     for prefix, name, colour in (("", "clustered", BLUE), ("random_", "random", GREY)):
         low, middle, high = ([row[f"batches/{prefix}cosine{end}"] for row in rows] for end in ("_p10", "", "_p90"))

@@ -1,34 +1,63 @@
-"""Text-to-video retrieval: which place among all clips does the right one take?"""
+"""Text-to-video and video-to-text retrieval: which place among all does the right one take?"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.shards import Shards
-from videoclip.data.youcook2 import AnnotatedClip
 from videoclip.errors import InputError
 
-BLOCK = 1024  # queries scored at once: a 50,000-clip gallery then needs 200 MB, not 10 GB
+BLOCK = 1024  # rows scored at once: against a gallery of 50,000 that is 200 MB, not 10 GB
 
 
-def ranks_of_positives(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """int64 [N]: place, from 1, of row n of `gallery` for row n of `queries`, both float [N, H], by inner product.
+def ranks_of_positives(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None = None) -> np.ndarray:
+    """int64 [Q]: place, from 1, of row `positives[q]` of `gallery` [N, H] for each row of `queries` [Q, H].
 
-    The place is the number of strictly better rows plus one. The full N x N matrix is never held.
-    Raises InputError if the two differ in shape or hold values that are not finite.
+    By inner product; `positives` int64 [Q] is the row's own number if left out. The place is the number of strictly
+    better rows plus one. The full Q x N matrix is never held.
+    Raises InputError if the shapes do not fit or values are not finite.
     """
-    if queries.shape != gallery.shape or queries.ndim != 2 or not len(queries):
-        raise InputError(f"queries {queries.shape} and gallery {gallery.shape} must be the same [clips, width]")
-    if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
-        raise InputError("embeddings hold values that are not finite")
+    positives = _check(queries, gallery, positives)
     ranks = np.empty(len(queries), np.int64)
     for first in range(0, len(queries), BLOCK):
         scores = queries[first : first + BLOCK] @ gallery.T
-        rows = np.arange(len(scores))
-        ranks[first : first + BLOCK] = (scores > scores[rows, first + rows][:, None]).sum(1) + 1
+        own = scores[np.arange(len(scores)), positives[first : first + BLOCK]]
+        ranks[first : first + BLOCK] = (scores > own[:, None]).sum(1) + 1
     return ranks
+
+
+def ranks_of_best_query(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None = None) -> np.ndarray:
+    """The other direction, int64 [N]: place, among all queries, of the best of those that belong to a gallery row.
+
+    Arguments as for `ranks_of_positives`; every row of the gallery needs a query.
+    """
+    positives = _check(queries, gallery, positives)
+    order = np.argsort(positives, kind="stable")
+    queries, owners = queries[order], positives[order]
+    bounds = np.searchsorted(owners, np.arange(len(gallery) + 1))
+    if (np.diff(bounds) == 0).any():
+        raise InputError(f"clip {int(np.flatnonzero(np.diff(bounds) == 0)[0])} of the gallery has no query")
+    ranks = np.empty(len(gallery), np.int64)
+    for first in range(0, len(gallery), BLOCK):
+        scores = gallery[first : first + BLOCK] @ queries.T
+        for row, values in enumerate(scores, first):
+            best = values[bounds[row] : bounds[row + 1]].max()
+            ranks[row] = (values > best).sum() + 1
+    return ranks
+
+
+def _check(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None) -> np.ndarray:
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1] or not len(queries):
+        raise InputError(f"queries {queries.shape} and gallery {gallery.shape} must be [rows, width] of one width")
+    positives = np.arange(len(queries)) if positives is None else positives
+    if len(positives) != len(queries) or positives.min() < 0 or positives.max() >= len(gallery):
+        raise InputError(f"every one of {len(queries)} queries needs a row of the gallery of {len(gallery)}")
+    if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
+        raise InputError("embeddings hold values that are not finite")
+    return positives
 
 
 def best_matches(queries: np.ndarray, gallery: np.ndarray, count: int) -> np.ndarray:
@@ -43,14 +72,17 @@ def best_matches(queries: np.ndarray, gallery: np.ndarray, count: int) -> np.nda
     return found
 
 
-def retrieval_metrics(ranks: np.ndarray) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent, median and mean rank, and what R@1 a random order would give."""
+def retrieval_metrics(ranks: np.ndarray, gallery: int) -> dict[str, float]:
+    """R@1, R@5, R@10 in percent, median and mean rank, and what R@1 a random order would give.
+
+    `gallery` is the number of clips, which is also the chance of video to text: a clip has Q / N of Q queries.
+    """
     metrics: dict[str, float] = {"queries": len(ranks)}
     for k in (1, 5, 10):
         metrics[f"R@{k}"] = round(100 * float((ranks <= k).mean()), 2)
     metrics["MedR"] = float(np.median(ranks))
     metrics["MeanR"] = round(float(ranks.mean()), 2)
-    metrics["chance_R@1"] = round(100 / len(ranks), 2)
+    metrics["chance_R@1"] = round(100 / gallery, 2)
     return metrics
 
 
@@ -76,10 +108,11 @@ def gather_clips(shards: Shards, clips: list[AnnotatedClip], max_seconds: int) -
         row = rows.get(clip.video_id)
         if row is None:
             continue
-        start = int(clip.start)
-        piece = shards.tokens(row)[start : max(start + 1, int(clip.end))][:max_seconds]
+        of_video = shards.tokens(row)
+        start, end = int(clip.start), len(of_video) if clip.end is None else int(clip.end)
+        piece = of_video[start : max(start + 1, end)][:max_seconds]
         if len(piece):
-            kept.append(clip)
+            kept.append(clip if clip.end is not None else replace(clip, end=float(end)))
             tokens.append(piece)
     if not kept:
         raise InputError(f"none of the {len(clips)} annotated clips belongs to a video in {shards.folder}")

@@ -1,0 +1,69 @@
+"""Zero-shot evaluation by the field's own harness, mteb; needs `pip install 'videoclip[mteb]'`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videoclip.errors import InputError
+from videoclip.files import sha256, write_json
+
+
+@dataclass(frozen=True)
+class MTEBConfig:
+    """Run video retrieval tasks of mteb on a model. Their data comes from the hub, by mteb itself."""
+
+    model: Path
+    """Folder of a trained model, with its frozen encoder."""
+    tasks: tuple[str, ...] = ("YouCook2T2VRetrieval", "MSRVTTT2V", "DiDeMoT2VRetrieval")
+    """Names of mteb's tasks; any whose inputs are texts and videos."""
+    output: Path = Path("runs/evaluation/mteb/metrics.json")
+    """The main score and R@K of every task; mteb's own files go to the folder `results` beside it."""
+    videos_at_once: int = 32
+    """Rows that mteb hands over together."""
+
+
+def evaluate_mteb(config: MTEBConfig) -> dict[str, Any]:
+    """Run the tasks; returns the metrics that it writes.
+
+    Raises InputError if mteb is not installed or knows no such task.
+    """
+    try:
+        import mteb
+    except ImportError:
+        raise InputError("mteb is not installed; run: pip install 'videoclip[mteb]'") from None
+    from videoclip.model import VideoCLIP
+
+    try:
+        tasks = [mteb.get_task(name) for name in config.tasks]
+    except KeyError as error:
+        raise InputError(f"mteb knows no such task: {' '.join(str(error).split())[:200]}") from None
+    return run_tasks_of_mteb(VideoCLIP.from_pretrained(config.model), tasks, config)
+
+
+def run_tasks_of_mteb(model: Any, tasks: list[Any], config: MTEBConfig) -> dict[str, Any]:
+    """Run task objects, which may be of one's own making; as `evaluate_mteb`."""
+    import mteb
+
+    from videoclip.evaluation.mteb_model import VideoCLIPForMTEB
+
+    revision = sha256(config.model / "model.safetensors")[:12]
+    name = re.sub(r"[^\w.-]", "-", config.model.resolve().name)
+    results = mteb.evaluate(
+        VideoCLIPForMTEB(model, f"videoclip/{name}", revision),
+        tasks,
+        cache=mteb.ResultCache(config.output.parent),
+        encode_kwargs={"batch_size": config.videos_at_once},
+        co2_tracker=False,
+    )
+    metrics = {}
+    for result in results.task_results:
+        scores = next(iter(result.scores.values()))[0]
+        metrics[result.task_name] = {
+            "main_score": round(100 * scores["main_score"], 2),
+            **{f"R@{k}": round(100 * scores[f"recall_at_{k}"], 2) for k in (1, 5, 10) if f"recall_at_{k}" in scores},
+        }
+    write_json(config.output, metrics)
+    return metrics

@@ -1,0 +1,100 @@
+"""The field's own harness runs its kind of task on a model, offline, on generated videos."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import KITCHEN
+
+from videoclip.data.kitchen import caption, plan_kitchen
+from videoclip.errors import InputError
+from videoclip.files import read_json
+from videoclip.model import VideoCLIP
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("mteb", reason="the extra `mteb` is not installed")
+
+
+def kitchen_task(folder: Path, in_memory: bool) -> Any:
+    """Text-to-video retrieval over the corpus's test videos, each described by its first step, as mteb's tasks are."""
+    from datasets import Dataset, Video
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    planned = [video for video in plan_kitchen(KITCHEN) if video.split == "test"]
+    paths = [folder / f"{video.video_id}.mp4" for video in planned]
+
+    class KitchenT2V(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name="KitchenT2VRetrieval",
+            description="Generated cooking videos.",
+            dataset={"path": "local/kitchen", "revision": "1"},
+            type="Any2AnyRetrieval",
+            category="t2v",
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+            modalities=["text", "video"],
+        )
+
+        def load_data(self, **_: Any) -> None:
+            videos = [path.read_bytes() if in_memory else str(path) for path in paths]
+            ids = [str(number) for number in range(len(planned))]
+            queries = Dataset.from_dict({"id": ids, "text": [caption(video.steps[0]) for video in planned]})
+            corpus = Dataset.from_dict({"id": ids, "video": videos}).cast_column("video", Video())
+            data = RetrievalSplitData(
+                queries=queries, corpus=corpus, relevant_docs={i: {i: 1} for i in ids}, top_ranked=None
+            )
+            self.dataset = {"default": {"test": data}}
+            self.data_loaded = True
+
+    return KitchenT2V()
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_task_of_the_harness_runs_offline(
+    in_memory: bool, trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from pipelines.evaluate_mteb import MTEBConfig, run_tasks_of_mteb
+    from videoclip.evaluation.retrieval import ranks_of_positives
+
+    model = VideoCLIP.from_pretrained(trained / "model")
+    config = MTEBConfig(trained / "model", output=tmp_path / "metrics.json")
+    metrics = run_tasks_of_mteb(model, [kitchen_task(corpus / "test" / "videos", in_memory)], config)
+    planned = [video for video in plan_kitchen(KITCHEN) if video.split == "test"]
+    videos = [model.encode_video(corpus / "test" / "videos" / f"{v.video_id}.mp4").numpy() for v in planned]
+    texts = model.encode_text([caption(video.steps[0]) for video in planned]).numpy()
+    import numpy as np
+
+    ranks = ranks_of_positives(texts, np.stack(videos))
+    of_task = metrics["KitchenT2VRetrieval"]
+    assert of_task["R@1"] == pytest.approx(100 * (ranks <= 1).mean(), abs=0.01)
+    assert of_task["R@5"] == pytest.approx(100 * (ranks <= 5).mean(), abs=0.01)
+    assert read_json(tmp_path / "metrics.json") == metrics
+    assert list((tmp_path / "results").rglob("KitchenT2VRetrieval.json")), "mteb keeps its own record"
+
+
+def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_embedded(trained: Path, corpus: Path) -> None:
+    from datasets import Dataset, Video
+    from torch.utils.data import DataLoader
+
+    from videoclip.evaluation.mteb_model import VideoCLIPForMTEB
+
+    good = corpus / "test" / "videos" / "test_0000.mp4"
+    rows = Dataset.from_dict({"video": [b"not a video", good.read_bytes()]}).cast_column("video", Video())
+    model = VideoCLIPForMTEB(VideoCLIP.from_pretrained(trained / "model"))
+    with pytest.warns(UserWarning, match="video 0 of the task is left out"):
+        features = model.encode(DataLoader(rows), show_progress_bar=False)
+    assert not features[0].any() and features[1].any()
+    with warnings.catch_warnings(), pytest.raises(InputError, match="neither text nor video"):
+        model.encode(DataLoader(Dataset.from_dict({"audio": [1]})))
+
+
+def test_a_task_that_mteb_does_not_know_is_refused(trained: Path, tmp_path: Path) -> None:
+    from pipelines.evaluate_mteb import MTEBConfig, evaluate_mteb
+
+    with pytest.raises(InputError, match="mteb knows no such task"):
+        evaluate_mteb(MTEBConfig(trained / "model", ("YouCook3",), tmp_path / "m.json"))
