@@ -41,13 +41,15 @@ class ReportConfig:
     output: Path = Path("runs/report.html")
     title: str = "VideoCLIP"
     retrieval: Path | None = None
-    """Folder where `videoclip evaluate youcook2` left metrics.json and predictions.jsonl."""
+    """Folder where `videoclip evaluate youcook2`, `msrvtt` or `didemo` left metrics.json and predictions.jsonl."""
     moments: Path | None = None
     """Folder where `videoclip evaluate qvhighlights` left metrics.json and predictions.jsonl."""
     annotations: Path | None = None
     """The QVHighlights annotation file that belongs to --moments."""
     training: Path | None = None
     """Run folder of `videoclip pretrain`, for its metrics.jsonl."""
+    others: tuple[Path, ...] = ()
+    """Folders of other evaluations (coin, crosstask, msrvtt-qa, mteb), whose metrics.json becomes a table."""
     videos: Path | None = None
     """Folder of the videos, for frames."""
     examples: int = 8
@@ -59,8 +61,8 @@ def report(config: ReportConfig, summary: str = "", extra: tuple[Table, ...] = (
 
     Raises InputError if there is nothing to show, or a file is missing or damaged.
     """
-    if config.retrieval is None and config.moments is None and config.training is None:
-        raise InputError("nothing to report: give --retrieval, --moments or --training")
+    if config.retrieval is None and config.moments is None and config.training is None and not config.others:
+        raise InputError("nothing to report: give --retrieval, --moments, --others or --training")
     videos = videos_by_id(config.videos)
     tables: list[Table] = []
     sections: list[Section] = []
@@ -71,6 +73,7 @@ def report(config: ReportConfig, summary: str = "", extra: tuple[Table, ...] = (
     if config.moments is not None:
         tables.append(moment_table(read_json(config.moments / "metrics.json")))
         sections.insert(0, _moment_section(config, videos))
+    tables += [metrics_table(folder.name, read_json(folder / "metrics.json")) for folder in config.others]
     if config.training is not None:
         rows = read_json_lines(config.training / "metrics.jsonl")
         figures.append(("Training", training_curve(rows)))
@@ -93,6 +96,15 @@ def retrieval_table(metrics: Mapping[str, Any]) -> Table:
         ],
         f"{queries} captions, each with its clip among all; percent.",
     )
+
+
+def metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
+    """Any evaluation's figures; where they are grouped (by task, for instance), a line for each group."""
+    groups = {name: value for name, value in metrics.items() if isinstance(value, dict)}
+    if len(groups) == len(metrics) and groups:
+        columns = list(dict.fromkeys(name for group in groups.values() for name in group))
+        return Table(title, ["", *columns], [[name, *(of.get(c, "") for c in columns)] for name, of in groups.items()])
+    return Table(title, ["", ""], [[name, value] for name, value in metrics.items() if name not in groups])
 
 
 def moment_table(metrics: Mapping[str, Any]) -> Table:

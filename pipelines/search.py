@@ -148,9 +148,12 @@ def search(config: SearchConfig) -> list[Moment]:
     with np.load(config.index / "windows.npz") as stored:
         windows = stored["windows"]
     video_ids = read_json(config.index / "video_ids.json")
-    wanted = min(len(windows), 50 * config.count)  # overlapping windows of a moment are thinned out below
-    scores, rows = index.search(text / np.linalg.norm(text), wanted)
-    moments = _thin_out(windows[rows[0]], scores[0], video_ids, config)
+    wanted, moments = 10 * config.count, []
+    while len(moments) < config.count and wanted < 4 * len(windows):
+        wanted = min(4 * wanted, 4 * len(windows))  # overlapping windows of a moment are thinned out: look further
+        scores, rows = index.search(text / np.linalg.norm(text), min(wanted, len(windows)))
+        there = rows[0] >= 0
+        moments = _thin_out(windows[rows[0][there]], scores[0][there], video_ids, config)
     for place, moment in enumerate(moments, 1):
         print(f"{place:3d}  {moment.score:6.3f}  {moment.start:6d} - {moment.end:6d} s  {moment.video_id}")
     return moments

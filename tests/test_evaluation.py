@@ -15,7 +15,7 @@ from videoclip.errors import InputError
 from videoclip.evaluation.baseline import query_blind_predictions
 from videoclip.evaluation.localization import (
     LocalizationConfig,
-    _candidate_windows,
+    candidate_windows,
     excess_over_threshold,
     find_moments,
     second_features,
@@ -239,7 +239,7 @@ def test_suppression_drops_what_overlaps_a_better_window() -> None:
 
 
 def test_a_first_look_at_the_best_windows_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    windows = _candidate_windows(120, LocalizationConfig())
+    windows = candidate_windows(120, LocalizationConfig())
     scores = np.random.default_rng(0).standard_normal(len(windows))
     expected = suppress_overlaps(windows, scores, 0.5)
     monkeypatch.setattr("videoclip.evaluation.localization.FIRST_LOOK", 200)
@@ -253,7 +253,7 @@ def test_a_first_look_at_the_best_windows_changes_no_answer(monkeypatch: pytest.
 @settings(max_examples=40, deadline=None)
 def test_windows_lie_inside_the_video_whatever_its_length(seconds: int) -> None:
     config = LocalizationConfig()
-    for windows in (sliding_windows(seconds, config), _candidate_windows(seconds, config)):
+    for windows in (sliding_windows(seconds, config), candidate_windows(seconds, config)):
         assert len(windows) and (windows[:, 0] >= 0).all() and (windows[:, 1] <= seconds).all()
         assert (windows[:, 1] > windows[:, 0]).all()
 

@@ -21,6 +21,7 @@ from pipelines.evaluate_actions import (
     evaluate_crosstask,
     evaluate_questions,
 )
+from pipelines.report import ReportConfig, report
 from videoclip.data.coin import read_coin
 from videoclip.data.crosstask import read_crosstask
 from videoclip.data.didemo import read_didemo
@@ -248,6 +249,9 @@ def test_actions_and_steps_are_found_zero_shot(
     )
     metrics = evaluate_crosstask(config)
     assert metrics["videos"] == 1 and metrics["dropped"] == 1 and metrics["tasks"] == {"1": metrics["recall"]}
+    report(ReportConfig(tmp_path / "report.html", others=(tmp_path / "coin", tmp_path / "c")))
+    page = (tmp_path / "report.html").read_text()
+    assert "frame_accuracy" in page and str(metrics["recall"]) in page
     (row,) = read_json_lines(tmp_path / "c" / "predictions.jsonl")
     inside = [s.start // 1 <= t < np.ceil(s.end) for s, t in zip(videos[0].steps, row["seconds"])]
     assert metrics["recall"] == pytest.approx(100 * np.mean(inside), abs=0.01)

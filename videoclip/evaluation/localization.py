@@ -2,11 +2,12 @@
 
 `threshold`, the default: the video transformer runs once over overlapping contexts; each second's output is compared
 with the query, which gives a similarity curve; a window's score is the sum, over its seconds, of what the curve
-exceeds an adaptive threshold by (mean plus half a standard deviation of this video's curve). Such a sum grows with
-every second that answers the query and shrinks with every one that does not, so windows find their own ends.
+exceeds an adaptive threshold by, 0.6 of the way from the curve's mean to its highest value. Such a sum grows with
+every second that answers the query and shrinks with every one that does not, so windows find their own ends; and the
+threshold is the same whether a moment fills a fifth of the video or a thousandth.
 
 `sliding`: windows of several lengths are embedded as clips and compared with the query, the plain way. It prefers
-short windows from the middle of the true ones; `benchmarks/localization.py` compares the two.
+short windows from the middle of the true ones. `benchmarks/localization.py` compares these and others.
 
 Either way, windows that overlap a better one too much are dropped (non-maximum suppression).
 """
@@ -36,8 +37,8 @@ class LocalizationConfig:
 
     method: str = "threshold"
     """threshold or sliding."""
-    threshold: float = 0.5
-    """Standard deviations above the mean of a video's similarity curve."""
+    threshold: float = 0.6
+    """How far from the mean (0) to the highest value (1) of a video's similarity curve."""
     context_stride: int = 8
     """Contexts of the model's longest clip start this far apart; a second's outputs in several are averaged."""
     shortest: int = 3
@@ -49,6 +50,8 @@ class LocalizationConfig:
     """Windows that overlap a better one by more than this are dropped."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise InputError(f"the threshold must lie in [0, 1), not {self.threshold}")
         if self.method not in METHODS:
             raise InputError(f"unknown localisation method {self.method!r}; choose one of {', '.join(METHODS)}")
 
@@ -92,7 +95,7 @@ def find_moments(
         windows = sliding_windows(len(tokens), config)
         scores = texts @ embed_windows(model, tokens, windows).T
     else:
-        windows = _candidate_windows(len(tokens), config)
+        windows = candidate_windows(len(tokens), config)
         scores = excess_over_threshold(curves, windows, config.threshold)
     answers = []
     for curve, score in zip(curves, scores):
@@ -122,13 +125,17 @@ def second_features(model: VideoCLIP, tokens: np.ndarray, config: LocalizationCo
 
 
 def excess_over_threshold(curves: np.ndarray, windows: np.ndarray, threshold: float) -> np.ndarray:
-    """Sum over each window [W, 2] of what curves [Q, T] exceed their own mean + `threshold` deviations by: [Q, W]."""
-    level = curves.mean(1, keepdims=True) + threshold * curves.std(1, keepdims=True)
+    """Sum over each window [W, 2] of what curves [Q, T] exceed their own threshold by: [Q, W].
+
+    It lies the share `threshold` of the way from a curve's mean to its highest value.
+    """
+    mean = curves.mean(1, keepdims=True)
+    level = mean + threshold * (curves.max(1, keepdims=True) - mean)
     running = np.pad(np.cumsum(curves - level, 1, dtype=np.float64), ((0, 0), (1, 0)))
     return running[:, windows[:, 1]] - running[:, windows[:, 0]]
 
 
-def _candidate_windows(seconds: int, config: LocalizationConfig) -> np.ndarray:
+def candidate_windows(seconds: int, config: LocalizationConfig) -> np.ndarray:
     """int64 [W, 2]: every start; every length up to 30 seconds and lengths 5% apart above, so that hours stay cheap."""
     longest = min(config.longest, seconds)
     lengths = list(range(min(config.shortest, longest), min(30, longest) + 1))
