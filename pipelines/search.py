@@ -148,12 +148,14 @@ def search(config: SearchConfig) -> list[Moment]:
     with np.load(config.index / "windows.npz") as stored:
         windows = stored["windows"]
     video_ids = read_json(config.index / "video_ids.json")
-    wanted, moments = 10 * config.count, []
-    while len(moments) < config.count and wanted < 4 * len(windows):
-        wanted = min(4 * wanted, 4 * len(windows))  # overlapping windows of a moment are thinned out: look further
+    wanted = 50 * config.count  # overlapping windows of a moment are thinned out below
+    while True:
         scores, rows = index.search(text / np.linalg.norm(text), min(wanted, len(windows)))
         there = rows[0] >= 0
         moments = _thin_out(windows[rows[0][there]], scores[0][there], video_ids, config)
+        if len(moments) == config.count or wanted >= len(windows):
+            break
+        wanted *= 4  # a few long videos fill the first places: look further
     for place, moment in enumerate(moments, 1):
         print(f"{place:3d}  {moment.score:6.3f}  {moment.start:6d} - {moment.end:6d} s  {moment.video_id}")
     return moments
