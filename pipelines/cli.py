@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -84,6 +85,8 @@ def _run(verb: str, words: list[str]) -> int:
     import tyro
 
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("videoclip").setLevel(logging.INFO)
     module_name, config_name, function_name, _ = VERBS[verb]
     module = import_module(f"pipelines.{module_name}")
     config_class: Any = getattr(module, config_name)

@@ -13,56 +13,51 @@ from videoclip.files import write_json, write_json_lines
 
 
 @dataclass(frozen=True)
-class RetrievalConfig:
-    """Text-to-video retrieval over YouCook2's annotated clips: R@K and ranks, beside chance."""
+class ZeroShotConfig:
+    """What evaluations have in common."""
 
     model: Path
     """Folder of a trained model."""
     shards: Path
     """Folder of shards with the annotated videos."""
+    annotations: Path
+    """The benchmark's official file."""
+    output: Path = Path("runs/evaluation/metrics.json")
+    """Metrics; what was answered, item by item, goes to predictions.jsonl beside it."""
+    templates: tuple[str, ...] = PLAIN
+    """Texts are put into each of these in place of {}, and the embeddings averaged."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(ZeroShotConfig):
+    """Text-to-video retrieval over YouCook2's annotated clips: R@K and ranks, beside chance."""
+
     annotations: Path
     """youcookii_annotations_trainval.json, or the csv that MIL-NCE distributes."""
     output: Path = Path("runs/evaluation/youcook2/metrics.json")
-    """Metrics; the rank of every query goes to predictions.jsonl beside it."""
     subset: str = "validation"
-    templates: tuple[str, ...] = PLAIN
-    """Sentences are put into each of these in place of {}, and the embeddings averaged."""
 
 
 @dataclass(frozen=True)
-class MSRVTTConfig:
+class MSRVTTConfig(ZeroShotConfig):
     """Text-to-video retrieval over whole MSR-VTT videos: R@K and ranks, beside chance."""
 
-    model: Path
-    """Folder of a trained model."""
-    shards: Path
-    """Folder of shards with the annotated videos."""
     annotations: Path
     """MSRVTT_JSFUSION_test.csv (1k-A), or the full json with twenty sentences a video."""
     output: Path = Path("runs/evaluation/msrvtt/metrics.json")
-    """Metrics; the rank of every query goes to predictions.jsonl beside it."""
     split: str = "test"
     """Of the json."""
-    templates: tuple[str, ...] = PLAIN
-    """Sentences are put into each of these in place of {}, and the embeddings averaged."""
 
 
 @dataclass(frozen=True)
-class DiDeMoConfig:
+class DiDeMoConfig(ZeroShotConfig):
     """Text-to-video retrieval over whole DiDeMo videos: R@K and ranks, beside chance."""
 
-    model: Path
-    """Folder of a trained model."""
-    shards: Path
-    """Folder of shards with the annotated videos."""
     annotations: Path
     """test_data.json, or val_data.json."""
     output: Path = Path("runs/evaluation/didemo/metrics.json")
-    """Metrics; the rank of every query goes to predictions.jsonl beside it."""
     queries: str = "paragraph"
     """paragraph (all descriptions of a video joined, as the field reports it), or sentence."""
-    templates: tuple[str, ...] = PLAIN
-    """Sentences are put into each of these in place of {}, and the embeddings averaged."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def evaluate_didemo(config: DiDeMoConfig) -> dict[str, Any]:
     return _retrieve(config, read_didemo(config.annotations, config.queries))
 
 
-def _retrieve(config: RetrievalConfig | MSRVTTConfig | DiDeMoConfig, annotated: list[AnnotatedClip]) -> dict[str, Any]:
+def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[str, Any]:
     """Embed clips and sentences, rank each for the other, and write metrics and predictions."""
     import numpy as np
 

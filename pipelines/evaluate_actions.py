@@ -9,63 +9,42 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluate import embed_clips, load_model_and_shards
+from pipelines.evaluate import ZeroShotConfig, embed_clips, load_model_and_shards
 from videoclip.errors import InputError
-from videoclip.evaluation.prompts import PLAIN, embed_texts
+from videoclip.evaluation.prompts import embed_texts
 from videoclip.files import write_json, write_json_lines
 
 
 @dataclass(frozen=True)
-class COINConfig:
+class COINConfig(ZeroShotConfig):
     """Action segmentation on COIN: which label does each second have? Frame accuracy beside the best single label."""
 
-    model: Path
-    """Folder of a trained model."""
-    shards: Path
-    """Folder of shards with the annotated videos."""
     annotations: Path
     """COIN.json."""
     output: Path = Path("runs/evaluation/coin/metrics.json")
-    """Metrics; every video's labels, second by second, go to predictions.jsonl beside it."""
     subset: str = "testing"
     outside: str = "labels"
     """Where no action is seen: labels (the public release's rule), threshold (of each video's scores), or never."""
-    templates: tuple[str, ...] = PLAIN
-    """Labels are put into each of these in place of {}, and the embeddings averaged."""
 
 
 @dataclass(frozen=True)
-class CrossTaskConfig:
+class CrossTaskConfig(ZeroShotConfig):
     """Localisation of a task's steps on CrossTask: recall beside steps that are spread evenly over the video."""
 
-    model: Path
-    """Folder of a trained model."""
-    shards: Path
-    """Folder of shards with the annotated videos."""
     annotations: Path
     """The folder crosstask_release, with tasks_primary.txt and annotations/."""
+    output: Path = Path("runs/evaluation/crosstask/metrics.json")
     videos: Path | None = None
     """Only the videos that this csv (task,video_id,url) lists, for instance videos_val.csv; by default all."""
-    output: Path = Path("runs/evaluation/crosstask/metrics.json")
-    """Metrics; the second of every step goes to predictions.jsonl beside it."""
-    templates: tuple[str, ...] = PLAIN
-    """Step names are put into each of these in place of {}, and the embeddings averaged."""
 
 
 @dataclass(frozen=True)
-class QuestionConfig:
+class QuestionConfig(ZeroShotConfig):
     """MSR-VTT's multiple-choice questions: which of five sentences describes the video? Accuracy beside chance."""
 
-    model: Path
-    """Folder of a trained model."""
-    shards: Path
-    """Folder of shards with the videos."""
     annotations: Path
     """The tab-separated file with vid_key, a1 ... a5 and answer."""
     output: Path = Path("runs/evaluation/msrvtt-qa/metrics.json")
-    """Metrics; the answers go to predictions.jsonl beside it."""
-    templates: tuple[str, ...] = PLAIN
-    """Sentences are put into each of these in place of {}, and the embeddings averaged."""
 
 
 def evaluate_coin(config: COINConfig) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class PretrainConfig:
     """How videos are grouped: cover (similar ones together, each once an epoch), random, or paper (Algorithm 1)."""
     hardness: tuple[float, ...] = (1.0,)
     """Of `cover`: 0 random, 1 as similar as possible. Several values are a schedule, spread evenly over the run."""
+    faiss_index: str = ""
+    """Of `paper`: a Faiss index string such as IVF4096,Flat; by default chosen by size."""
     recluster_every: int = 1
     """Epochs between two clusterings."""
     cluster_ahead: bool = False

@@ -131,7 +131,7 @@ def cluster_to_file(config: PretrainConfig, number: int, rows: np.ndarray, share
         raise InputError(f"{config.shards}: no video has a finite embedding; is the model's learning rate too high?")
     seed = int(np.random.default_rng([config.seed, number]).integers(2**31))
     hardness = hardness_of_epoch(config, number * config.recluster_every)
-    batches = cluster_videos(embeddings, config.videos_per_batch, seed, config.batches, hardness)
+    batches = cluster_videos(embeddings, config.videos_per_batch, seed, config.batches, hardness, config.faiss_index)
     duplicates = np.arange(len(shards))
     similarity = config.false_negatives.duplicate_similarity
     if similarity is not None:

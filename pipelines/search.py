@@ -92,7 +92,7 @@ def build_index(config: IndexConfig) -> None:
         "description": index.description,
     }
     write_json(config.output / "index.json", description)
-    print(f"{len(features)} windows of {len(shards)} videos in {config.output}: {index.description}")
+    print(f"{len(features)} windows of {len(shards)} videos in {config.output}")
 
 
 def _embed_parts(config: IndexConfig, shards: Any) -> list[Any]:

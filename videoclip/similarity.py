@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,15 @@ class SimilarityIndex:
             index.add(unit_rows(embeddings, np.arange(first, min(first + BLOCK, count))))
         described = f"{kind} over {count} x {width}"
         inverted = faiss.try_extract_index_ivf(index)
-        if inverted is None:
-            return cls(index, described + (": exact search" if kind == "Flat" else ""))
-        recall = _tune_probes(index, inverted, embeddings)
-        probed = f"{inverted.nprobe} of {inverted.nlist} inverted lists probed"
-        return cls(index, f"{described}: {probed}, recall@{RECALL_AT} {recall:.3f}")
+        if inverted is not None:
+            recall = _tune_probes(index, inverted, embeddings)
+            described += (
+                f": {inverted.nprobe} of {inverted.nlist} inverted lists probed, recall@{RECALL_AT} {recall:.3f}"
+            )
+        built = cls(index, described)
+        where = "the CPU" if built._searched is index else "a GPU"
+        logging.getLogger(__name__).info("similarity index on %s: %s", where, described)
+        return built
 
     def save(self, path: Path) -> None:
         """Write the index to a file."""
