@@ -163,6 +163,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         if isinstance(value, (int, float)):
             beside = f"   (query-blind {baseline[name]:.2f})" if name in baseline else ""
             print(f"{name:24s}{value:8.2f}{beside}")
+        elif isinstance(value, dict):
+            print(f"{name:24s}" + "  ".join(f"{inner} {figure:g}" for inner, figure in value.items()))
     if metrics.get("dropped"):
         print(f"{metrics['dropped']} annotated items left out: their videos are not in the shards")
 

@@ -23,8 +23,9 @@ class COINConfig(ZeroShotConfig):
     """COIN.json."""
     output: Path = Path("runs/evaluation/coin/metrics.json")
     subset: str = "testing"
-    outside: str = "labels"
-    """Where no action is seen: labels (the public release's rule), threshold (of each video's scores), or never."""
+    outside: str = "auto"
+    """Where no action is seen: labels (the public release's rule, for embeddings that are not normalised), threshold
+    (of each video's scores), or never; auto is the one of the first two that suits the model."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ def evaluate_coin(config: COINConfig) -> dict[str, Any]:
     videos, names = read_coin(config.annotations, config.subset)
     model, shards = load_model_and_shards(config.model, config.shards)
     labels = embed_texts(model, list(names.values()), config.templates)
+    suits = "threshold" if model.config.normalize else "labels"
+    rule = suits if config.outside == "auto" else config.outside
     # Column 0 of the answer is "outside"; the others are the labels' own numbers.
     numbers = np.array([0, *names])
     rows, true, predicted = [], [], []
     known, dropped = _known(videos, shards, config.shards)
     for video, row in tqdm(known, desc="segmenting", unit="video"):
         scores = label_scores(model, shards.tokens(row), labels)
-        best = segment_actions(scores, outside_level(scores, labels, config.outside))
+        best = segment_actions(scores, outside_level(scores, labels, rule))
         predicted.append(numbers[best])
         true.append(video.per_second(len(scores)))
         rows.append({"video_id": video.video_id, "labels": predicted[-1].tolist()})
@@ -76,6 +79,7 @@ def evaluate_coin(config: COINConfig) -> dict[str, Any]:
     metrics = {
         "videos": len(known),
         "labels": len(names),
+        "outside": rule,
         "frame_accuracy": round(accuracy, 2),
         "baseline_one_label": round(single, 2),
         "dropped": dropped,

@@ -1,6 +1,7 @@
 """Figures as the benchmarks' authors compute them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,6 @@ def test_highlight_precision_agrees_with_the_precision_recall_curve(seed: int) -
     [
         ("{", r":2: not valid JSON"),
         ('{"qid": 1, "pred_relevant_windows": [[0, 2, 1]]}', ":2: .*appears twice"),
-        ('{"qid": 2, "pred_relevant_windows": [[4, 4, 1]]}', ":2: .*cannot be"),
         ('{"qid": 2, "pred_relevant_windows": [[0, 4, NaN]]}', ":2: .*not finite"),
         ('{"qid": 2, "pred_relevant_windows": [[0, 4]]}', ":2: .*3 numbers"),
         ('{"qid": 2, "pred_relevant_windows": [[0, 4, 1]], "pred_saliency_scores": [1, Infinity]}', ":2: .*not finite"),
@@ -214,6 +214,54 @@ def test_bad_prediction_lines_are_named_with_file_and_line(tmp_path: Path, line:
     path.write_text('{"qid": 1, "pred_relevant_windows": [[0, 2, 1]]}\n' + line + "\n")
     with pytest.raises(InputError, match=reason):
         read_predictions(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"relevant_windows": [[4, 4]]}, "a.jsonl:2: a window from 4 to 4 seconds cannot be"),
+        ({"relevant_windows": [[-2, 4]]}, "a.jsonl:2: a window from -2 to 4 seconds cannot be"),
+        ({"relevant_windows": [[0, float("nan")]]}, "a.jsonl:2: a window holds a value that is not finite"),
+        ({"saliency_scores": [[1, 2, 3]]}, "a.jsonl:2: every relevant clip needs the ratings of three raters"),
+        ({"saliency_scores": [[1, 2], [1, 2]]}, "a.jsonl:2: every relevant clip needs the ratings of three raters"),
+        ({"relevant_clip_ids": [0, 10]}, "a.jsonl:2: a relevant clip lies outside the video's 10 clips"),
+        ({"qid": 0}, "a.jsonl:2: query id 0 appears twice"),
+        ({"query": None}, "a.jsonl:2: 'query' is missing"),
+        (None, "a.jsonl:2: not valid JSON"),
+    ],
+)
+def test_bad_annotation_lines_are_named_with_file_and_line(
+    tmp_path: Path, change: dict[str, object] | None, reason: str
+) -> None:
+    row = {"qid": 0, "query": "q", "vid": "v", "duration": 20, "relevant_windows": [[0, 4]]}
+    row |= {"relevant_clip_ids": [0, 1], "saliency_scores": [[1, 2, 3], [4, 4, 4]]}
+    second = "{" if change is None else json.dumps({**row, "qid": 1, **change})
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + second + "\n")
+    with pytest.raises(InputError, match=re.escape(reason)):
+        read_qvhighlights(tmp_path / "a.jsonl")
+
+
+def test_a_query_without_windows_cannot_be_scored_and_says_so() -> None:
+    with pytest.raises(InputError, match="query id 1 has no relevant_windows"):
+        moment_metrics([prediction(0, [[0, 4, 1]]), prediction(1, [[0, 4, 1]])], [query(0, [[0, 4]]), query(1, [])])
+
+
+def test_windows_outside_the_video_and_saliency_of_another_length_count_as_officially() -> None:
+    beyond = prediction(0, [[0, 40, 1]], [1.0] * 4)  # twice as long as the video; six clips have no score
+    figures = moment_metrics([beyond], [query(0, [[0, 20]])])["brief"]
+    assert figures["MR-full-R1@0.5"] == 100 and figures["MR-full-R1@0.7"] == 0
+    assert figures["HL-min-VeryGood-Hit1"] == 100
+
+
+def test_predicted_windows_without_length_overlap_nothing_and_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"qid": 0, "pred_relevant_windows": [[4, 4, 3], [9, 2, 2], [0, 10, 1]]}\n')
+    predictions = read_predictions(tmp_path / "p.jsonl")
+    assert "2 predicted windows end where or before they start" in caplog.text and "p.jsonl:1" in caplog.text
+    figures = moment_metrics(predictions, [query(0, [[0, 10]])])["brief"]
+    assert figures["MR-full-R1@0.5"] == 0, "the first window overlaps nothing"
+    assert figures["MR-full-mAP@0.5"] == pytest.approx(100 / 3, abs=0.01), "the third one is right"
 
 
 def test_predictions_and_queries_must_be_the_same() -> None:

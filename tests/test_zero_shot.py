@@ -230,8 +230,9 @@ def test_actions_and_steps_are_found_zero_shot(
     }
     database["gone"] = database[videos[0].video_id]
     coin = write(tmp_path / "COIN.json", {"database": database})
-    config = COINConfig(trained / "model", tokens / "test", coin, tmp_path / "coin" / "metrics.json", outside="never")
+    config = COINConfig(trained / "model", tokens / "test", coin, tmp_path / "coin" / "metrics.json")
     metrics = evaluate_coin(config)
+    assert metrics["outside"] == "threshold", "this model's embeddings are normalised"
     assert metrics["videos"] == len(videos) and metrics["labels"] == len(names) and metrics["dropped"] == 1
     rows = read_json_lines(tmp_path / "coin" / "predictions.jsonl")
     (videos_read, _), seconds = read_coin(coin), Shards(tokens / "test").seconds()

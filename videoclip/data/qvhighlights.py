@@ -55,7 +55,13 @@ def _read_row(row: dict[str, Any], where: str) -> MomentQuery:
     for key, kind in (("qid", (int, str)), ("query", str), ("vid", str), ("duration", (int, float))):
         if not isinstance(row.get(key), kind):
             raise InputError(f"{where}: {key!r} is missing or of the wrong kind")
-    windows = read_windows(row["relevant_windows"], where) if "relevant_windows" in row else None
+    windows = None
+    if "relevant_windows" in row:
+        windows = read_windows(row["relevant_windows"], where)
+        bad = np.flatnonzero((windows[:, 1] <= windows[:, 0]) | (windows[:, 0] < 0))
+        if len(bad):
+            start, end = windows[bad[0], :2]
+            raise InputError(f"{where}: a window from {start:g} to {end:g} seconds cannot be")
     clips = ratings = None
     if "relevant_clip_ids" in row and "saliency_scores" in row:
         clips, ratings = _read_saliency(row["relevant_clip_ids"], row["saliency_scores"], row["duration"], where)
@@ -65,7 +71,7 @@ def _read_row(row: dict[str, Any], where: str) -> MomentQuery:
 def read_windows(value: Any, where: str, columns: int = 2) -> np.ndarray:
     """A list of [start, end] (or [start, end, score]) as float64 [W, columns].
 
-    Raises InputError with `where` if a row has another form, is not finite, or ends before it starts.
+    Raises InputError with `where` if a row has another form or is not finite.
     """
     try:
         windows = np.array(value, np.float64).reshape(len(value), columns)
@@ -73,10 +79,6 @@ def read_windows(value: Any, where: str, columns: int = 2) -> np.ndarray:
         raise InputError(f"{where}: windows must be a list of rows of {columns} numbers") from None
     if not np.isfinite(windows).all():
         raise InputError(f"{where}: a window holds a value that is not finite")
-    bad = np.flatnonzero((windows[:, 1] <= windows[:, 0]) | (windows[:, 0] < 0))
-    if len(bad):
-        start, end = windows[bad[0], :2]
-        raise InputError(f"{where}: a window from {start:g} to {end:g} seconds cannot be")
     return windows
 
 

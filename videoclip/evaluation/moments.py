@@ -5,6 +5,7 @@ All queries are scored together with array operations; definitions are those of 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,10 +47,13 @@ class MomentPrediction:
 def read_predictions(path: Path) -> list[MomentPrediction]:
     """Read a submission file.
 
-    Raises InputError, with file and line, for lines that do not parse, repeated query ids, windows that end before
-    they start, and scores that are not finite.
+    Windows that end where or before they start are kept: they overlap nothing, as in the official evaluation. A
+    warning counts them.
+    Raises InputError, with file and line, for lines that do not parse, repeated query ids, and windows or scores that
+    are not finite.
     """
     predictions = []
+    empty: list[str] = []  # where windows stand that overlap nothing
     seen = set()
     for number, row in enumerate(read_json_lines(path), 1):
         where = f"{path}:{number}"
@@ -59,12 +63,16 @@ def read_predictions(path: Path) -> list[MomentPrediction]:
             raise InputError(f"{where}: query id {row['qid']!r} appears twice")
         seen.add(row["qid"])
         windows = read_windows(row["pred_relevant_windows"], where, columns=3)
+        empty += [where] * int((windows[:, 1] <= windows[:, 0]).sum())
         saliency = None
         if "pred_saliency_scores" in row:
             saliency = _read_scores(row["pred_saliency_scores"], where)
         predictions.append(
             MomentPrediction(row["qid"], str(row.get("query", "")), str(row.get("vid", "")), windows, saliency)
         )
+    if empty:
+        message = "%d predicted windows end where or before they start and so overlap nothing, the first in %s"
+        logging.getLogger(__name__).warning(message, len(empty), empty[0])
     return predictions
 
 
