@@ -1,12 +1,14 @@
 """What similar videos in a batch are worth on the embedded corpus: same steps, batches of several hardnesses.
 
-Three seeds, each with a corpus of its own; every run is the demo's pretraining but for its batches. Some 35 minutes
-on two cores. Corpora and tokens are kept in --output and are used again, and so are finished runs.
+Three seeds, each with a corpus of its own; every run is the demo's pretraining, with its number of steps, but for its
+batches. Some 35 minutes on two cores. Corpora and tokens are kept in --output and are used again, and so are finished
+runs. A recipe of the corpus has 6 or 7 training videos: `--videos-per-batch 6` lets a batch be of one recipe.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.common import ray_session
-from pipelines.demo import DemoConfig, evaluate, prepare_corpus, pretraining
+from pipelines.demo import Corpus, DemoConfig, evaluate, prepare_corpus, pretraining
 from pipelines.pretrain import PretrainConfig, pretrain
 from videoclip.files import read_json_lines, write_json
 
@@ -26,6 +28,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"batches": "paper"},
 }
 COLUMNS = ("cosine", "purity", "hard negatives", "left out", "R@1", "R@10", "MR-full-R1@0.5")
+
+
+def of_size(config: PretrainConfig, videos_per_batch: int, corpus: Corpus) -> PretrainConfig:
+    """The same number of steps with batches of another size."""
+    videos = sum(video.split == "train" for video in corpus.videos)
+    steps = config.epochs * math.ceil(videos / config.videos_per_batch)
+    epochs = max(1, round(steps / math.ceil(videos / videos_per_batch)))
+    return replace(config, videos_per_batch=videos_per_batch, epochs=epochs)
 
 
 def of_run(config: PretrainConfig, retrieval: dict[str, Any], moments: dict[str, Any]) -> dict[str, float]:
@@ -49,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/hardness"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--videos-per-batch", type=int, default=16)
     options = parser.parse_args()
     results: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
     with ray_session(None):
@@ -56,11 +67,12 @@ def main() -> None:
             demo, folder = DemoConfig(seed=seed), options.output / f"seed-{seed}"
             corpus = prepare_corpus(demo, folder)
             for variant, changes in VARIANTS.items():
-                name = variant.replace(" ", "-")
-                config = replace(pretraining(demo, corpus, folder / name), **changes)
+                name = f"{variant.replace(' ', '-')}-of-{options.videos_per_batch}"
+                config = of_size(pretraining(demo, corpus, folder / name), options.videos_per_batch, corpus)
+                config = replace(config, **changes)
                 model = pretrain(config).model
                 results[variant].append(of_run(config, *evaluate(corpus, model, folder / name / "evaluation")))
-    write_json(options.output / "hardness.json", results)
+    write_json(options.output / f"hardness-of-{options.videos_per_batch}.json", results)
     print("| batches | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for variant, runs in results.items():
         cells = []

@@ -90,6 +90,15 @@ def test_several_cells_and_their_leftovers_still_make_a_cover(seed: int) -> None
     assert sorted(len(batch) for batch in batches)[1:] == [32] * (len(batches) - 1)
 
 
+def test_cells_of_cells_still_make_a_cover(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("videoclip.retrieval.CELL", 16)
+    monkeypatch.setattr("videoclip.retrieval.CELLS_AT_ONCE", 3)  # three centres at once for a hundred cells
+    rows, group = grouped(1500, 40)
+    batches = cluster_videos(rows, 8, 0)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(1500))
+    assert np.mean([np.bincount(group[batch]).max() / len(batch) for batch in batches]) > 0.8
+
+
 def test_exchanging_members_never_lowers_similarity_and_keeps_sizes() -> None:
     rows, _ = grouped(300, 10)
     random = cluster_videos(rows, 32, 0, "random")
