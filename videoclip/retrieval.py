@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from videoclip.errors import InputError
-from videoclip.similarity import SimilarityIndex, finite_rows, unit_rows
+from videoclip.similarity import BLOCK, SimilarityIndex, finite_rows, unit_rows
 
 MODES = ("cover", "random", "paper")
 CELL = 512  # videos that are grouped together, looking at all pairs; cells hold up to twice as many
@@ -69,7 +69,7 @@ def cluster_videos(
 
 def _cover(embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator) -> list[np.ndarray]:
     """Group cells into batches, again and again with what is left over, until one cell holds the rest."""
-    most = max(2 * CELL, 2 * videos_per_batch)
+    most = max(2 * CELL, 4 * videos_per_batch)  # so that the average cell holds a batch, and every round makes some
     batches: list[np.ndarray] = []
     rest = generator.permutation(len(embeddings))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -95,8 +95,10 @@ def _cells(embeddings: np.ndarray, rows: np.ndarray, most: int, generator: np.ra
             cells.append(rows)
             continue
         parts = _nearest_centres(embeddings, rows, min(CELLS_AT_ONCE, -(-2 * len(rows) // most)), generator)
-        if max(map(len, parts)) > 0.9 * len(rows):  # all alike: any cut is as good as another
-            parts = np.array_split(rows, len(parts) + 1)
+        largest = max(parts, key=len)
+        if len(largest) > 0.9 * len(rows):  # all much alike: any cut is as good as another
+            cells += np.array_split(largest, -(-len(largest) // most))
+            parts = [part for part in parts if part is not largest]
         stack += parts
     return cells
 
@@ -106,8 +108,6 @@ def _nearest_centres(
 ) -> list[np.ndarray]:
     """Split `rows` by the nearest of `count` k-means centres, by cosine; empty parts are left out."""
     import faiss
-
-    from videoclip.similarity import BLOCK
 
     sample = np.sort(rows[: ROWS_PER_CENTRE * count])  # `rows` are in random order
     kmeans = faiss.Kmeans(
