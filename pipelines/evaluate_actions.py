@@ -100,7 +100,7 @@ def evaluate_crosstask(config: CrossTaskConfig) -> dict[str, Any]:
     tasks, videos = read_crosstask(config.annotations, config.videos)
     model, shards = load_model_and_shards(config.model, config.shards)
     labels = {task: embed_texts(model, steps, config.templates) for task, steps in tasks.items()}
-    temperature = float(model.temperature)
+    temperature = model.temperature.item()
     hits, blind_hits, totals = Counter[str](), Counter[str](), Counter[str]()
     rows = []
     known, dropped = _known(videos, shards, config.shards)

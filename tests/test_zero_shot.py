@@ -262,12 +262,12 @@ def test_actions_and_steps_are_found_zero_shot(
 def test_multiple_choice_questions_are_answered(
     trained: Path, tokens: Path, videos: list[KitchenVideo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choices = [caption(step) for step in videos[0].steps[:2]] + [caption(step) for step in videos[1].steps[:2]]
+    choices = sorted({caption(step) for video in videos for step in video.steps})[:4]
     with open(tmp_path / "qa.csv", "w", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(["vid_key", "a1", "a2", "a3", "a4", "a5", "answer"])
         for number, video in enumerate(videos[:3]):
-            writer.writerow([video.video_id, *choices[:4], "something else", number])
+            writer.writerow([video.video_id, *choices, "something else", number])
     config = QuestionConfig(trained / "model", tokens / "test", tmp_path / "qa.csv", tmp_path / "qa" / "metrics.json")
     metrics = evaluate_questions(config)
     assert metrics["questions"] == 3 and metrics["chance"] == 20
