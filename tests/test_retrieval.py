@@ -31,9 +31,11 @@ def test_every_video_appears_exactly_once_and_all_batches_but_one_are_full(
     assert sorted(len(batch) for batch in batches)[1:] == [size] * (len(batches) - 1)
 
 
-def test_the_same_seed_gives_the_same_batches_and_another_seed_others() -> None:
-    rows, _ = grouped(3000, 40)
-    first, again, other = (cluster_videos(rows, 32, seed) for seed in (5, 5, 6))
+@given(st.integers(0, 2**31 - 2), st.sampled_from([600, 2600]))
+@settings(max_examples=8, deadline=None)
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(seed: int, videos: int) -> None:
+    rows, _ = grouped(videos, 40)
+    first, again, other = (cluster_videos(rows, 32, s) for s in (seed, seed, seed + 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
     as_sets = [{frozenset(batch.tolist()) for batch in batches} for batches in (first, other)]
     assert as_sets[0] != as_sets[1]
@@ -53,11 +55,16 @@ def test_a_cover_is_as_hard_as_the_papers_batches() -> None:
     assert cover >= 0.95 * paper
 
 
-def test_the_order_of_the_videos_does_not_change_hardness() -> None:
-    rows, _ = grouped(1500, 30)
-    shuffled = rows[np.random.default_rng(1).permutation(len(rows))]
-    first, second = (batch_similarity(x, cluster_videos(x, 32)) for x in (rows, shuffled))
-    assert first == pytest.approx(second, rel=0.05)
+@given(st.integers(0, 99), st.sampled_from([500, 1500]))
+@settings(max_examples=8, deadline=None)
+def test_the_order_of_the_videos_does_not_change_hardness(seed: int, videos: int) -> None:
+    rows, _ = grouped(videos, 30)
+    shuffled = rows[np.random.default_rng(seed).permutation(len(rows))]
+    # Of one order, seeds alone move the smaller set's hardness by a few percent: means of four are compared.
+    first, second = (
+        np.mean([batch_similarity(x, cluster_videos(x, 32, start)) for start in range(4)]) for x in (rows, shuffled)
+    )
+    assert first == pytest.approx(second, rel=0.1)
 
 
 @given(st.integers(2, 300), st.integers(1, 40), st.floats(0, 1), st.integers(0, 9))
