@@ -45,6 +45,6 @@ model.save_pretrained(sys.argv[1]); VideoCLIP.from_pretrained(sys.argv[1])
 
 
 def test_scoring_predictions_does_not_wait_for_torch() -> None:
-    code = "import sys, videoclip.evaluation.moments, pipelines.cli; print('torch' in sys.modules)"
+    code = "import sys, videoclip.evaluation.moments, pipelines.cli, pipelines.evaluate; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr

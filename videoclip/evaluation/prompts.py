@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from videoclip.errors import InputError
-from videoclip.model import VideoCLIP
+
+if TYPE_CHECKING:  # a file of predictions is scored faster than torch is imported
+    from videoclip.model import VideoCLIP
 
 PLAIN = ("{}",)
 
