@@ -148,11 +148,13 @@ def embed_clips(model: Any, tokens: Any, lengths: Any, clips_at_once: int = 1024
     """Embed clips, their tokens concatenated [N, D] with lengths [C], -> float32 [C, H]."""
     import numpy as np
     import torch
+    from tqdm import tqdm
 
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     features = []
     with torch.inference_mode():
-        for first in range(0, len(lengths), clips_at_once):
+        blocks = range(0, len(lengths), clips_at_once)
+        for first in tqdm(blocks, desc="clips", unit="block", disable=len(blocks) < 3):
             last = min(first + clips_at_once, len(lengths))
             chosen = torch.from_numpy(tokens[bounds[first] : bounds[last]])
             features.append(model.embed_video(chosen, torch.from_numpy(lengths[first:last])).float().cpu().numpy())

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from videoclip.data.qvhighlights import CLIP_SECONDS, MomentQuery
 from videoclip.data.shards import Shards
@@ -73,7 +74,8 @@ def localize(
     for place, query in enumerate(known):
         by_video.setdefault(query.video_id, []).append(place)
     predictions: dict[int, MomentPrediction] = {}
-    for video_id, places in by_video.items():
+    few = len(by_video) < 100  # a second or two
+    for video_id, places in tqdm(by_video.items(), desc="localising", unit="video", disable=few):
         answers = find_moments(model, shards.tokens(rows[video_id]), texts[places], config)
         for place, (windows, curve) in zip(places, answers):
             query = known[place]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # a file of predictions is scored faster than torch is import
     from videoclip.model import VideoCLIP
 
 PLAIN = ("{}",)
+TEXTS_AT_ONCE = 256
 
 
 def embed_texts(model: VideoCLIP, texts: Sequence[str], templates: Sequence[str] = PLAIN) -> np.ndarray:
@@ -25,8 +26,15 @@ def embed_texts(model: VideoCLIP, texts: Sequence[str], templates: Sequence[str]
             raise InputError(f"the template {template!r} must hold {{}} once, where the text goes")
     if not templates:
         raise InputError("give at least one template; {} is the plain text")
-    total = sum(model.encode_text([template.replace("{}", text) for text in texts]) for template in templates)
-    features: np.ndarray = (total / len(templates)).cpu().numpy()  # type: ignore[union-attr,operator]
+    from tqdm import tqdm
+
+    features = np.zeros((len(texts), model.config.width), np.float32)
+    few = len(texts) * len(templates) <= 4 * TEXTS_AT_ONCE  # a second or two
+    for first in tqdm(range(0, len(texts), TEXTS_AT_ONCE), desc="texts", unit="block", disable=few):
+        block = texts[first : first + TEXTS_AT_ONCE]
+        for template in templates:
+            embedded = model.encode_text([template.replace("{}", text) for text in block]).cpu().numpy()
+            features[first : first + len(block)] += embedded / len(templates)
     if not model.config.normalize:
         return features
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
