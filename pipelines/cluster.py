@@ -53,11 +53,15 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
     Raises InputError if model and shards do not fit each other. Videos without captions are left out.
     """
     from videoclip.batches import describe_batches
-    from videoclip.retrieval import cluster_videos
+    from videoclip.data.howto100m import read_topics
+    from videoclip.retrieval import check_options, cluster_videos
 
     config = with_absolute_paths(config)
+    check_options(config.videos_per_batch, config.mode, config.hardness)  # now rather than after the embedding
+    if config.topics is not None:
+        read_topics(config.topics)
     model, shards = load_model_and_shards(config.model, config.shards)
-    shards.video_ids()  # to fail now if two videos share one
+    shards.video_ids()  # fails if two videos share one
     start_run(config.output, "cluster_run", config)
     quarantine = Quarantine(config.output)
     with ray_session(config.address):
@@ -110,13 +114,15 @@ def _embed(config: ClusterConfig, model: Any, shards: Any, quarantine: Quarantin
 
 def _join(config: ClusterConfig, shards: Any, paths: list[Path], width: int, quarantine: Quarantine) -> np.ndarray:
     """Put the parts into one memory-mappable array, one part in memory at a time."""
-    kept = []
+    kept, bad = [], []
     for path in paths:
         with np.load(path) as part:
             good = finite_rows(part["embeddings"])
             kept.append(part["rows"][good])
-            for row in np.delete(part["rows"], good):
-                quarantine.add(shards.video_ids()[row], "its embedding is not finite")
+            bad.append(np.delete(part["rows"], good))
+    video_ids = shards.video_ids()
+    for row in np.concatenate(bad):
+        quarantine.add(video_ids[row], "its embedding is not finite")
     quarantine.save()
     rows = np.concatenate(kept)
     if not len(rows):

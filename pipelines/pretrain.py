@@ -134,16 +134,14 @@ def _print_batches(folder: Path) -> None:
 
 def _check_options(config: PretrainConfig) -> None:
     from videoclip.data.howto100m import read_topics
-    from videoclip.retrieval import MODES
+    from videoclip.retrieval import check_options
 
-    if config.batches not in MODES:
-        raise InputError(f"unknown --batches {config.batches!r}; choose one of {', '.join(MODES)}")
-    if not config.hardness or not all(0 <= value <= 1 for value in config.hardness):
-        raise InputError(f"--hardness must be numbers between 0 and 1, not {config.hardness}")
-    if config.batches != "cover" and config.hardness != (1.0,):
-        raise InputError(f"--hardness steers `--batches cover`; {config.batches!r} has none")
-    if min(config.epochs, config.videos_per_batch, config.recluster_every, config.workers) < 1:
-        raise InputError("--epochs, --videos-per-batch, --recluster-every and --workers must be at least 1")
+    if not config.hardness:
+        raise InputError("--hardness needs at least one number between 0 and 1")
+    for value in config.hardness:
+        check_options(config.videos_per_batch, config.batches, value)
+    if min(config.epochs, config.recluster_every, config.workers) < 1:
+        raise InputError("--epochs, --recluster-every and --workers must be at least 1")
     if config.topics is not None:
         read_topics(config.topics)  # to fail now rather than in a worker
 

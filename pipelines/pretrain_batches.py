@@ -61,9 +61,9 @@ class Clusterings:
         return clustering
 
     def finish_ahead(self) -> None:
-        """Wait for the clustering that runs beside training. A checkpoint may only be written after that:
+        """Wait for the clustering that runs beside training; to be called before a checkpoint is written.
 
-        a run resumed from it could not make that clustering again, having newer weights.
+        A run resumed from that checkpoint has newer weights and could not make the clustering again.
         """
         if self._ahead is not None:
             import ray

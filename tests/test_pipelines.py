@@ -271,8 +271,10 @@ def test_hardness_follows_its_schedule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hardness": (2.0,)}, "between 0 and 1"),
+        ({"hardness": (2.0,)}, "between 0"),
+        ({"hardness": ()}, "at least one number"),
         ({"hardness": (0.5,), "batches": "paper"}, "steers"),
+        ({"videos_per_batch": 0}, "at least 1"),
         ({"batches": "hard"}, "choose one of"),
         ({"recluster_every": 0}, "at least 1"),
         ({"topics": Path("/nowhere.csv")}, "no such file"),

@@ -45,14 +45,7 @@ def cluster_videos(
     Returns int64 arrays of row numbers, in random order; the same for the same seed.
     Raises InputError if there are no rows, a value is not finite, or an option cannot be.
     """
-    if mode not in MODES:
-        raise InputError(f"unknown clustering mode {mode!r}; choose one of {', '.join(MODES)}")
-    if videos_per_batch < 1:
-        raise InputError("videos_per_batch must be at least 1")
-    if not 0 <= hardness <= 1:
-        raise InputError(f"hardness must lie between 0 (random) and 1 (as similar as possible), not {hardness}")
-    if hardness != 1 and mode != "cover":
-        raise InputError(f"hardness steers the mode cover; {mode!r} has none")
+    check_options(videos_per_batch, mode, hardness)
     if embeddings.ndim != 2 or not len(embeddings):
         raise InputError(f"cannot cluster embeddings of shape {embeddings.shape}; expected [videos, width]")
     generator = np.random.default_rng([seed, MODES.index(mode)])
@@ -65,6 +58,18 @@ def cluster_videos(
     batches = _cover(embeddings, videos_per_batch, generator)
     batches = [batches[i] for i in generator.permutation(len(batches))]
     return _soften(batches, hardness, generator) if hardness < 1 else batches
+
+
+def check_options(videos_per_batch: int, mode: str, hardness: float) -> None:
+    """Raises InputError if `cluster_videos` cannot have these options; for callers that embed videos first."""
+    if mode not in MODES:
+        raise InputError(f"unknown clustering mode {mode!r}; choose one of {', '.join(MODES)}")
+    if videos_per_batch < 1:
+        raise InputError("videos_per_batch must be at least 1")
+    if not 0 <= hardness <= 1:
+        raise InputError(f"hardness must lie between 0 (random) and 1 (as similar as possible), not {hardness}")
+    if hardness != 1 and mode != "cover":
+        raise InputError(f"hardness steers the mode cover; {mode!r} has none")
 
 
 def _cover(embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator) -> list[np.ndarray]:
