@@ -51,11 +51,13 @@ def run_tasks_of_mteb(model: Any, tasks: list[Any], config: MTEBConfig) -> dict[
 
     revision = sha256(config.model / "model.safetensors")[:12]
     name = re.sub(r"[^\w.-]", "-", config.model.resolve().name)
+    adapter: Any = VideoCLIPForMTEB(model, f"videoclip/{name}", revision)
+    options: Any = {"batch_size": config.videos_at_once}
     results = mteb.evaluate(
-        VideoCLIPForMTEB(model, f"videoclip/{name}", revision),
+        adapter,
         tasks,
         cache=mteb.ResultCache(config.output.parent),
-        encode_kwargs={"batch_size": config.videos_at_once},
+        encode_kwargs=options,
         co2_tracker=False,
     )
     metrics = {}

@@ -29,6 +29,7 @@ class VideoCLIPForMTEB(AbsEncoder):
     def __init__(self, model: VideoCLIP, name: str = "videoclip/local", revision: str = "local") -> None:
         """`name` and `revision` are what the harness files its results under; a name has one slash."""
         self.model = model.eval()
+        similarity: Any = ScoringFunction.COSINE if model.config.normalize else ScoringFunction.DOT_PRODUCT
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.mteb_model_meta = ModelMeta(
             loader=None,
@@ -45,7 +46,7 @@ class VideoCLIPForMTEB(AbsEncoder):
             public_training_code=None,
             public_training_data=None,
             framework=["PyTorch"],
-            similarity_fn_name=ScoringFunction.COSINE if model.config.normalize else ScoringFunction.DOT_PRODUCT,
+            similarity_fn_name=similarity,
             use_instructions=False,
             training_datasets=set(),
             modalities=["text", "video"],
