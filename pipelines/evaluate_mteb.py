@@ -39,7 +39,7 @@ def evaluate_mteb(config: MTEBConfig) -> dict[str, Any]:
     try:
         tasks = [mteb.get_task(name) for name in config.tasks]
     except KeyError as error:
-        raise InputError(f"mteb knows no such task: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"mteb knows no such task: {str(error).strip(chr(34)).removeprefix('KeyError: ')}") from None
     return run_tasks_of_mteb(VideoCLIP.from_pretrained(config.model), tasks, config)
 
 

@@ -49,11 +49,11 @@ class SimilarityIndex:
                 step = max(1, count // max(40 * lists, SAMPLE))
                 index.train(unit_rows(embeddings, np.arange(0, count, step)))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
+            reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2].rpartition("failed: ")[2]
             raise InputError(f"Faiss cannot build {kind!r} over {count} x {width}: {reason}") from None
         for first in range(0, count, BLOCK):
             index.add(unit_rows(embeddings, np.arange(first, min(first + BLOCK, count))))
-        described = f"{kind} over {count} x {width}"
+        described = f"{kind} over {count} x {width}" + (", exact" if kind == "Flat" else "")
         inverted = faiss.try_extract_index_ivf(index)
         if inverted is not None:
             recall = _tune_probes(index, inverted, embeddings)
