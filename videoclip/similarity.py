@@ -49,7 +49,7 @@ class SimilarityIndex:
                 step = max(1, count // max(40 * lists, SAMPLE))
                 index.train(unit_rows(embeddings, np.arange(0, count, step)))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2].rpartition("failed: ")[2]
+            reason = str(error).strip().splitlines()[-1].rpartition(": ")[2]
             raise InputError(f"Faiss cannot build {kind!r} over {count} x {width}: {reason}") from None
         for first in range(0, count, BLOCK):
             index.add(unit_rows(embeddings, np.arange(first, min(first + BLOCK, count))))
