@@ -3,8 +3,8 @@
 The paper's Algorithm 1 draws random anchors and takes their neighbours, which shows about half of the videos in an
 epoch and some of them many times. Our default, `cover`, puts every video into exactly one batch: k-means makes cells
 of some hundreds of videos; in each cell, two-means clusterings cut groups out at multiples of the batch size, and
-pairs of videos are exchanged between the groups for as long as that makes both more alike. Full groups are batches;
-what a cell has left over is clustered again together with the leftovers of all other cells.
+pairs of videos are exchanged between groups for as long as that raises the similarity inside them. Full groups are
+batches; what a cell has left over is clustered again together with the leftovers of all other cells.
 """
 
 from __future__ import annotations
