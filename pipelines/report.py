@@ -86,13 +86,14 @@ def report(config: ReportConfig, summary: str = "", extra: tuple[Table, ...] = (
 
 def retrieval_table(metrics: Mapping[str, Any]) -> Table:
     """R@K and median rank beside chance."""
+    clips = metrics.get("clips", metrics["queries"])  # fewer than queries where a video has several captions
     chance, queries = metrics["chance_R@1"], metrics["queries"]
     return Table(
         "Finding clips by description",
         ["", "R@1", "R@5", "R@10", "median rank"],
         [
             ["VideoCLIP", metrics["R@1"], metrics["R@5"], metrics["R@10"], metrics["MedR"]],
-            ["chance", chance, round(min(100, 5 * chance), 2), round(min(100, 10 * chance), 2), (queries + 1) / 2],
+            ["chance", chance, round(min(100, 5 * chance), 2), round(min(100, 10 * chance), 2), (clips + 1) / 2],
         ],
         f"{queries} captions, each with its clip among all; percent.",
     )
