@@ -16,6 +16,7 @@ import numpy as np
 
 from pipelines.evaluate import load_model_and_shards
 from videoclip.data.qvhighlights import MomentQuery, read_qvhighlights
+from videoclip.data.shards import Shards
 from videoclip.evaluation.localization import (
     LocalizationConfig,
     candidate_windows,
@@ -25,9 +26,11 @@ from videoclip.evaluation.localization import (
     second_features,
     sliding_windows,
     suppress_overlaps,
+    window_sums,
 )
 from videoclip.evaluation.moments import MAX_WINDOWS, MomentPrediction, moment_metrics, overlap
 from videoclip.model import VideoCLIP
+from videoclip.similarity import unit
 
 FIGURES = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP")
 CONFIG = LocalizationConfig()
@@ -60,20 +63,17 @@ def sliding_minus_context(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarra
     """Sliding windows from whose embeddings the video's mean embedding is taken off."""
     windows = sliding_windows(len(tokens), CONFIG)
     features = embed_windows(model, tokens, windows)
-    features -= features.mean(0)
-    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    return best_of(windows, texts @ features.T)
+    return best_of(windows, texts @ unit(features - features.mean(0)).T)
 
 
 def inside_minus_outside(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
     """Mean similarity of a window's seconds, less that of as many seconds around it."""
     windows = candidate_windows(len(tokens), CONFIG)
     curves = texts @ second_features(model, tokens, CONFIG).T
-    running = np.pad(np.cumsum(curves, 1), ((0, 0), (1, 0)))
     length = windows[:, 1] - windows[:, 0]
     wide = np.stack([windows[:, 0] - (length + 1) // 2, windows[:, 1] + (length + 1) // 2], 1).clip(0, len(tokens))
-    inside = running[:, windows[:, 1]] - running[:, windows[:, 0]]
-    around = running[:, wide[:, 1]] - running[:, wide[:, 0]] - inside
+    inside = window_sums(curves, windows)
+    around = window_sums(curves, wide) - inside
     return best_of(windows, inside / length - around / np.maximum(wide[:, 1] - wide[:, 0] - length, 1))
 
 
@@ -110,8 +110,7 @@ def threshold_by_deviation(deviations: float) -> Method:
         curves = texts @ second_features(model, tokens, CONFIG).T
         windows = candidate_windows(len(tokens), CONFIG)
         above = curves - curves.mean(1, keepdims=True) - deviations * curves.std(1, keepdims=True)
-        running = np.pad(np.cumsum(above, 1), ((0, 0), (1, 0)))
-        return best_of(windows, running[:, windows[:, 1]] - running[:, windows[:, 0]])
+        return best_of(windows, window_sums(above, windows))
 
     return method
 
@@ -146,14 +145,14 @@ METHODS: dict[str, Method] = {
 }
 
 
-def evaluate(method: Method, model: VideoCLIP, shards: object, queries: list[MomentQuery]) -> dict[str, float]:
+def evaluate(method: Method, model: VideoCLIP, shards: Shards, queries: list[MomentQuery]) -> dict[str, float]:
     """Official figures of one method."""
-    rows = {video_id: row for row, video_id in enumerate(shards.video_ids())}  # type: ignore[attr-defined]
+    rows = shards.rows_by_id()
     predictions = []
     for video_id in dict.fromkeys(query.video_id for query in queries):
         of_video = [query for query in queries if query.video_id == video_id]
         texts = model.encode_text([query.query for query in of_video]).numpy()
-        answers = method(model, shards.tokens(rows[video_id]), texts)  # type: ignore[attr-defined]
+        answers = method(model, shards.tokens(rows[video_id]), texts)
         for query, windows in zip(of_video, answers):
             predictions.append(MomentPrediction(query.query_id, query.query, video_id, windows, None))
     return moment_metrics(predictions, queries)["brief"]

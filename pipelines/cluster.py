@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import Quarantine, ray_session, run_tasks, start_run, with_absolute_paths
+from pipelines.common import Quarantine, embed_parts, ray_session, start_run, with_absolute_paths
 from pipelines.evaluate import load_model_and_shards
-from pipelines.pretrain_batches import topics_of
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, sha256, write_arrays, write_json
+from videoclip.files import atomic_path, write_arrays, write_json
 from videoclip.similarity import finite_rows
 
 
@@ -52,21 +51,19 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
 
     Raises InputError if model and shards do not fit each other. Videos without captions are left out.
     """
-    from videoclip.batches import describe_batches
+    from videoclip.batches import describe_batches, describe_in_words
     from videoclip.data.howto100m import read_topics
     from videoclip.retrieval import check_options, cluster_videos
 
     config = with_absolute_paths(config)
     check_options(config.videos_per_batch, config.mode, config.hardness)  # now rather than after the embedding
-    if config.topics is not None:
-        read_topics(config.topics)
+    topics = None if config.topics is None else read_topics(config.topics)
     model, shards = load_model_and_shards(config.model, config.shards)
-    shards.video_ids()  # fails if two videos share one
+    all_ids = shards.video_ids()  # fails if two videos share one
     start_run(config.output, "cluster_run", config)
     quarantine = Quarantine(config.output)
     with ray_session(config.address):
         rows = _embed(config, model, shards, quarantine)
-    all_ids = shards.video_ids()
     video_ids = [all_ids[row] for row in rows]
     write_json(config.output / "video_ids.json", video_ids)
     embeddings = np.load(config.output / "embeddings.npy", mmap_mode="r")
@@ -75,22 +72,11 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
     )
     named = [[video_ids[row] for row in batch] for batch in batches]
     write_json(config.output / "batches.json", named)
-    figures = describe_batches(embeddings, batches, topics_of(config.topics, shards, rows), config.seed)
+    of_videos = None if topics is None else [topics.get(video_id) for video_id in video_ids]
+    figures = describe_batches(embeddings, batches, of_videos, config.seed)
     write_json(config.output / "cluster.json", figures)
     print(f"{describe_in_words(figures)}; {quarantine.summary()}")
     return named
-
-
-def describe_in_words(figures: dict[str, float]) -> str:
-    """One line of `describe_batches`."""
-    words = (
-        f"{figures['videos']} videos in {figures['batches']} batches, coverage {figures['coverage']:g}%, "
-        f"at most {figures['most_repeated']} times each, mean cosine inside a batch {figures['cosine']:.3f} "
-        f"(random {figures['random_cosine']:.3f})"
-    )
-    if "purity" in figures:
-        words += f", purity {figures['purity']:.0f}% (random {figures['random_purity']:.0f}%)"
-    return words
 
 
 def _embed(config: ClusterConfig, model: Any, shards: Any, quarantine: Quarantine) -> np.ndarray:
@@ -100,15 +86,9 @@ def _embed(config: ClusterConfig, model: Any, shards: Any, quarantine: Quarantin
     """
     from videoclip.data.words import CaptionWords
 
-    made_of = sha256(config.model / "model.safetensors")[:12]
-    paths = [
-        config.output / f"embedded-{made_of}-{part.sha256[:12]}-{config.clips_per_video}-{config.seed}.npz"
-        for part in shards.manifest.parts
-    ]
-    missing = [(config, number, path) for number, path in enumerate(paths) if not path.exists()]
-    if missing:
-        CaptionWords(shards, model.tokenizer(), config.output)  # once, for all tasks to find
-    run_tasks(_embed_part, missing, len(paths) - len(missing), len(paths), "part", "embedding")
+    CaptionWords(shards, model.tokenizer(), config.output)  # once, for all tasks to find
+    settings = f"{config.clips_per_video}-{config.seed}"
+    paths = embed_parts(_embed_part, config, shards, "embedded", settings, "embedding")
     return _join(config, shards, paths, model.config.width, quarantine)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from videoclip.errors import InputError
-from videoclip.files import read_json_lines, write_json, write_json_lines
+from videoclip.files import read_json_lines, sha256, write_json, write_json_lines
 
 PACKAGES = ("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "pyarrow", "av", "pytorchvideo")
 QUARANTINE = "quarantine.jsonl"
@@ -124,6 +124,21 @@ def run_tasks(
         while pending:
             finished, pending = ray.wait(pending)
             bar.update(sum(ray.get(finished)))
+
+
+def embed_parts(
+    function: Callable[[Any, int, Path], int], config: Any, shards: Any, name: str, settings: str, what: str
+) -> list[Path]:
+    """One file of embeddings for every part of the shards, in the order of the parts; those there already are kept.
+
+    `function` is called with `config` (which has `model` and `output`), the part's number and the path to write. A
+    file's name says what it depends on: the model's weights, the part, and `settings`.
+    """
+    made_of = sha256(config.model / "model.safetensors")[:12]
+    paths = [config.output / f"{name}-{made_of}-{part.sha256[:12]}-{settings}.npz" for part in shards.manifest.parts]
+    missing = [(config, number, path) for number, path in enumerate(paths) if not path.exists()]
+    run_tasks(function, missing, len(paths) - len(missing), len(paths), "part", what)
+    return paths
 
 
 def with_absolute_paths(config: Any) -> Any:

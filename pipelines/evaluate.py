@@ -108,18 +108,20 @@ def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[st
     """Embed clips and sentences, rank each for the other, and write metrics and predictions."""
     import numpy as np
 
+    from videoclip.evaluation.localization import embed_windows
     from videoclip.evaluation.retrieval import (
         best_matches,
         gather_clips,
         ranks_of_best_query,
         ranks_of_positives,
         retrieval_metrics,
+        windows_of_lengths,
     )
 
     model, shards = load_model_and_shards(config.model, config.shards)
     gathered = gather_clips(shards, annotated, model.config.max_seconds)
     clips = gathered.clips
-    videos = embed_clips(model, gathered.tokens, gathered.lengths)
+    videos = embed_windows(model, gathered.tokens, windows_of_lengths(gathered.lengths))
     positives = np.repeat(np.arange(len(clips)), [len(clip.sentences) for clip in clips])
     sentences = [sentence for clip in clips for sentence in clip.sentences]
     texts = embed_texts(model, sentences, config.templates)
@@ -134,31 +136,19 @@ def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[st
         {**_as_row(clips[own], sentence), "rank": int(rank), "found": [_as_row(clips[i]) for i in best]}
         for own, sentence, rank, best in zip(positives, sentences, ranks, best_matches(texts, videos, 3))
     ]
-    write_json_lines(config.output.parent / "predictions.jsonl", rows)
-    write_json(config.output, metrics)
+    return write_results(config.output, metrics, rows)
+
+
+def write_results(output: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write metrics to `output` and what was answered to predictions.jsonl beside it; returns the metrics."""
+    write_json_lines(output.parent / "predictions.jsonl", rows)
+    write_json(output, metrics)
     return metrics
 
 
 def _as_row(clip: AnnotatedClip, sentence: str | None = None) -> dict[str, Any]:
     said = clip.sentences[0] if sentence is None else sentence
     return {"video_id": clip.video_id, "start": clip.start, "end": clip.end, "sentence": said}
-
-
-def embed_clips(model: Any, tokens: Any, lengths: Any, clips_at_once: int = 1024) -> Any:
-    """Embed clips, their tokens concatenated [N, D] with lengths [C], -> float32 [C, H]."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    features = []
-    with torch.inference_mode():
-        blocks = range(0, len(lengths), clips_at_once)
-        for first in tqdm(blocks, desc="clips", unit="block", disable=len(blocks) < 3):
-            last = min(first + clips_at_once, len(lengths))
-            chosen = torch.from_numpy(tokens[bounds[first] : bounds[last]])
-            features.append(model.embed_video(chosen, torch.from_numpy(lengths[first:last])).float().cpu().numpy())
-    return np.concatenate(features)
 
 
 def evaluate_moments(config: MomentConfig) -> dict[str, Any]:

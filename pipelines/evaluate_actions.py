@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluate import ZeroShotConfig, embed_clips, load_model_and_shards
+from pipelines.evaluate import ZeroShotConfig, load_model_and_shards, write_results
 from videoclip.errors import InputError
 from videoclip.evaluation.prompts import embed_texts
-from videoclip.files import write_json, write_json_lines
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def evaluate_coin(config: COINConfig) -> dict[str, Any]:
         "baseline_one_label": round(single, 2),
         "dropped": dropped,
     }
-    return _write(config.output, metrics, rows)
+    return write_results(config.output, metrics, rows)
 
 
 def evaluate_crosstask(config: CrossTaskConfig) -> dict[str, Any]:
@@ -126,7 +125,7 @@ def evaluate_crosstask(config: CrossTaskConfig) -> dict[str, Any]:
         "tasks": {task: round(value, 2) for task, value in of_tasks.items()},
         "dropped": dropped,
     }
-    return _write(config.output, metrics, rows)
+    return write_results(config.output, metrics, rows)
 
 
 def evaluate_questions(config: QuestionConfig) -> dict[str, Any]:
@@ -135,12 +134,15 @@ def evaluate_questions(config: QuestionConfig) -> dict[str, Any]:
     Raises InputError if files do not fit each other or no video is in the shards.
     """
     from videoclip.data.msrvtt import CHOICES, read_questions
+    from videoclip.evaluation.localization import embed_windows
+    from videoclip.evaluation.retrieval import windows_of_lengths
 
     questions = read_questions(config.annotations)
     model, shards = load_model_and_shards(config.model, config.shards)
     known, dropped = _known(questions, shards, config.shards)
     tokens = [shards.tokens(row)[: model.config.max_seconds] for _, row in known]
-    videos = embed_clips(model, np.concatenate(tokens), np.array([len(of) for of in tokens]))
+    windows = windows_of_lengths(np.array([len(of_video) for of_video in tokens]))
+    videos = embed_windows(model, np.concatenate(tokens), windows)
     sentences = [choice for question, _ in known for choice in question.choices]
     texts = embed_texts(model, sentences, config.templates).reshape(len(known), len(CHOICES), -1)
     answers = np.einsum("vh,vch->vc", videos, texts).argmax(1)
@@ -155,7 +157,7 @@ def evaluate_questions(config: QuestionConfig) -> dict[str, Any]:
         "chance": round(100 / len(CHOICES), 2),
         "dropped": dropped,
     }
-    return _write(config.output, metrics, rows)
+    return write_results(config.output, metrics, rows)
 
 
 def _known(items: list[Any], shards: Any, where: Path) -> tuple[list[tuple[Any, int]], int]:
@@ -163,14 +165,8 @@ def _known(items: list[Any], shards: Any, where: Path) -> tuple[list[tuple[Any, 
 
     Raises InputError if none is.
     """
-    rows = {video_id: row for row, video_id in enumerate(shards.video_ids())}
+    rows = shards.rows_by_id()
     known = [(item, rows[item.video_id]) for item in items if item.video_id in rows]
     if not known:
         raise InputError(f"{where}: holds none of the {len(items)} annotated videos")
     return known, len(items) - len(known)
-
-
-def _write(output: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    write_json_lines(output.parent / "predictions.jsonl", rows)
-    write_json(output, metrics)
-    return metrics

@@ -125,7 +125,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
 
 def _print_batches(folder: Path) -> None:
     """One line on the last clustering; every clustering's figures are in the metrics and in `batches/`."""
-    from pipelines.cluster import describe_in_words
+    from videoclip.batches import describe_in_words
     from videoclip.files import read_json
 
     figures = read_json(max((folder / "batches").glob("clustering-*.json")))

@@ -39,6 +39,7 @@ class Clusterings:
         self.sampler = sampler
         self.rows = sampler.usable_rows()
         self.rank, self.workers = rank, workers
+        self.topics = topics_of(config.topics, sampler.shards, self.rows) if rank == 0 else None
         self.folder = config.output / "batches"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ahead: Any = None
@@ -49,7 +50,7 @@ class Clusterings:
         if not self._is_there(number):
             self._embed(model, number)
             if self.rank == 0:
-                cluster_to_file(self.config, number, self.rows, self._shares(number), self._path(number))
+                cluster_to_file(*self._arguments(number))
             _barrier(self.workers)
         clustering = read_clustering(self._path(number))
         _barrier(self.workers)  # nobody may clear away what another still reads
@@ -85,12 +86,16 @@ class Clusterings:
         """Cluster on a spare CPU while training goes on; with no CPU to spare, at once."""
         import ray
 
-        arguments = (self.config, number, self.rows, self._shares(number), self._path(number))
+        arguments = self._arguments(number)
         if ray.available_resources().get("CPU", 0) < 1:
             cluster_to_file(*arguments)
             return None
         task: Any = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(cluster_to_file)
         return task.remote(*arguments)
+
+    def _arguments(self, number: int) -> tuple[Any, ...]:
+        """Of `cluster_to_file`."""
+        return self.config, number, self.rows, self._shares(number), self._path(number), self.topics
 
     def _is_there(self, number: int) -> bool:
         """Whether a clustering is finished, as the first worker sees it: all must agree on what to do next."""
@@ -108,10 +113,18 @@ class Clusterings:
         return self.folder / f"clustering-{number:04d}.npz"
 
 
-def cluster_to_file(config: PretrainConfig, number: int, rows: np.ndarray, shares: list[Path], path: Path) -> None:
+def cluster_to_file(
+    config: PretrainConfig,
+    number: int,
+    rows: np.ndarray,
+    shares: list[Path],
+    path: Path,
+    topics: list[str | None] | None = None,
+) -> None:
     """Cluster the embeddings in the files `shares`, of the videos at `rows`, into `path`; the shares are removed then.
 
-    Videos whose embedding is not finite go to quarantine and are left out of these batches.
+    `topics`, one a row, are for the figures. Videos whose embedding is not finite go to quarantine and are left out of
+    these batches.
     Raises InputError if no video is left.
     """
     from videoclip.batches import describe_batches
@@ -127,6 +140,7 @@ def cluster_to_file(config: PretrainConfig, number: int, rows: np.ndarray, share
     if len(good) < len(rows):
         _quarantine(config, shards, np.delete(rows, good))
         rows, embeddings = rows[good], embeddings[good]
+        topics = None if topics is None else [topics[place] for place in good]
     if not len(rows):
         raise InputError(f"{config.shards}: no video has a finite embedding; is the model's learning rate too high?")
     seed = int(np.random.default_rng([config.seed, number]).integers(2**31))
@@ -136,7 +150,6 @@ def cluster_to_file(config: PretrainConfig, number: int, rows: np.ndarray, share
     similarity = config.false_negatives.duplicate_similarity
     if similarity is not None:
         duplicates[rows] = rows[near_duplicates(embeddings, batches, similarity)]
-    topics = topics_of(config.topics, shards, rows)
     figures = describe_batches(embeddings, batches, topics, seed)
     if config.batches == "cover":
         figures["hardness"] = hardness

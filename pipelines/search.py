@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from tyro.conf import Positional
 
-from pipelines.common import ray_session, run_tasks, start_run, with_absolute_paths
+from pipelines.common import embed_parts, ray_session, start_run, with_absolute_paths
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, read_json, sha256, write_arrays, write_json
 
@@ -78,7 +78,9 @@ def build_index(config: IndexConfig) -> None:
         raise InputError(f"a window may have at most {model.config.max_seconds} seconds with this model")
     start_run(config.output, "index_run", config)
     with ray_session(config.address):
-        parts = _embed_parts(config, shards)
+        settings = f"{config.window}-{config.stride}"
+        paths = embed_parts(_embed_part, config, shards, "windows", settings, "indexing")
+    parts = [np.load(path) for path in paths]
     features = np.concatenate([part["features"] for part in parts])
     index = SimilarityIndex.build(features, config.faiss_index)
     with atomic_path(config.output / "index.faiss") as temporary:
@@ -93,18 +95,6 @@ def build_index(config: IndexConfig) -> None:
     }
     write_json(config.output / "index.json", description)
     print(f"{len(features)} windows of {len(shards)} videos in {config.output}")
-
-
-def _embed_parts(config: IndexConfig, shards: Any) -> list[Any]:
-    """Embed the windows of each part as a Ray task; parts that are there already are kept."""
-    made_of = sha256(config.model / "model.safetensors")[:12]
-    paths = [
-        config.output / f"windows-{made_of}-{part.sha256[:12]}-{config.window}-{config.stride}.npz"
-        for part in shards.manifest.parts
-    ]
-    missing = [(config, number, path) for number, path in enumerate(paths) if not path.exists()]
-    run_tasks(_embed_part, missing, len(paths) - len(missing), len(paths), "part", "indexing")
-    return [np.load(path) for path in paths]
 
 
 def _embed_part(config: IndexConfig, number: int, path: Path) -> int:

@@ -60,6 +60,18 @@ def describe_batches(
     return {name: value if isinstance(value, int) else round(value, 4) for name, value in figures.items()}
 
 
+def describe_in_words(figures: dict[str, float]) -> str:
+    """One line of `describe_batches`."""
+    words = (
+        f"{figures['videos']} videos in {figures['batches']} batches, coverage {figures['coverage']:g}%, "
+        f"at most {figures['most_repeated']} times each, mean cosine inside a batch {figures['cosine']:.3f} "
+        f"(random {figures['random_cosine']:.3f})"
+    )
+    if "purity" in figures:
+        words += f", purity {figures['purity']:.0f}% (random {figures['random_purity']:.0f}%)"
+    return words
+
+
 def purity(batches: list[np.ndarray], topics: Sequence[str | None]) -> float:
     """Share of a batch's members that have its most frequent topic, averaged; members without a topic are left out."""
     shares = []

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from videoclip.data.captions import NO_CAPTIONS, Captions
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
-from videoclip.encoders.weights import load_checked
+from videoclip.encoders.weights import load_checked, read_checkpoint
 from videoclip.errors import InputError
 from videoclip.files import write_array
 from videoclip.model import VideoCLIP, VideoCLIPConfig
@@ -53,18 +53,13 @@ def from_mmpt(path: Path | str, heads: int | None = None) -> VideoCLIP:
 
 def _mmpt_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a fairseq file, without their prefix and without those that are never used."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    try:
-        # fairseq pickles its command line beside the tensors; a Namespace of plain values does no harm.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a file that is no checkpoint
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: cannot be read without running code from it ({first_line}); "
-            'keep only its tensors, {"model": …}, with the software that wrote it'
-        ) from None
+    # fairseq pickles its command line beside the tensors; a Namespace of plain values does no harm.
+    stored = read_checkpoint(
+        path,
+        [argparse.Namespace],
+        "; it cannot be read without running code from it: keep only its tensors, "
+        '{"model": …}, with the software that wrote it',
+    )
     tensors = stored.get("model") if isinstance(stored, Mapping) else None
     if not isinstance(tensors, Mapping) or not tensors:
         raise InputError(f'{path}: expected a fairseq checkpoint, {{"model": {{name: tensor}}}}')

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from videoclip.errors import InputError
+from videoclip.similarity import unit
 
 if TYPE_CHECKING:
     from videoclip.data.clips import ClipBatch
@@ -47,8 +48,7 @@ def near_duplicates(embeddings: np.ndarray, batches: list[np.ndarray], similarit
     label = np.arange(len(embeddings))
     mean = np.asarray(embeddings[:: -(-len(embeddings) // 65536)], np.float32).mean(0)
     for batch in batches:
-        rows = np.asarray(embeddings[batch], np.float32) - mean
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        rows = unit(np.asarray(embeddings[batch], np.float32) - mean)
         for i, j in zip(*np.nonzero(np.triu(rows @ rows.T >= similarity - 1e-6, 1))):
             label[batch[label[batch] == label[batch[j]]]] = label[batch[i]]
     return label

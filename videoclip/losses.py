@@ -40,25 +40,29 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first_row(rows: int) -> int:
+def first_row(rows: int, counts: list[int] | None = None) -> int:
     """Where this worker's `rows` rows start among those of all workers."""
-    return sum(_rows_of_workers(rows)[: dist.get_rank()]) if world_size() > 1 else 0
+    return sum((counts or rows_of_workers(rows))[: dist.get_rank()]) if world_size() > 1 else 0
 
 
-def gather_with_gradient(rows: Tensor) -> Tensor:
+def gather_with_gradient(rows: Tensor, counts: list[int] | None = None) -> Tensor:
     """Concatenate `rows` [P, H] of all workers, in rank order, so that gradients flow back to each of them.
 
-    Workers may bring different numbers of rows. Without a process group the rows come back as they are.
+    Workers may bring different numbers of rows; who gathers more than once a step asks for the `counts` beforehand.
+    Without a process group the rows come back as they are.
     """
-    return rows if world_size() == 1 else _Gather.apply(rows)
+    return rows if world_size() == 1 else _Gather.apply(rows, counts or rows_of_workers(len(rows)))
 
 
-def gather(rows: Tensor) -> Tensor:
-    """Concatenate `rows` [P, …] of all workers, in rank order, without gradients."""
-    return rows if world_size() == 1 else _all_gather(rows, _rows_of_workers(len(rows)))
+def gather(rows: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Concatenate `rows` [P, …] of all workers, in rank order, without gradients; `counts` as above."""
+    return rows if world_size() == 1 else _all_gather(rows, counts or rows_of_workers(len(rows)))
 
 
-def _rows_of_workers(rows: int) -> list[int]:
+def rows_of_workers(rows: int) -> list[int]:
+    """How many rows each worker has, in rank order, given that this one has `rows`. A collective call."""
+    if world_size() == 1:
+        return [rows]
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([rows], device=device))
@@ -77,12 +81,12 @@ class _Gather(torch.autograd.Function):
     """all_gather forward, sum of all workers' gradients backward (all_reduce: gloo has no reduce_scatter)."""
 
     @staticmethod
-    def forward(context: Any, rows: Tensor) -> Tensor:
-        context.counts = _rows_of_workers(len(rows))
+    def forward(context: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        context.counts = counts
         return _all_gather(rows, context.counts)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient.split(context.counts)[dist.get_rank()]
+        return gradient.split(context.counts)[dist.get_rank()], None

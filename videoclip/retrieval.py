@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from videoclip.errors import InputError
-from videoclip.similarity import BLOCK, SimilarityIndex, finite_rows, unit_rows
+from videoclip.similarity import BLOCK, SimilarityIndex, finite_rows, unit, unit_rows
 
 MODES = ("cover", "random", "paper")
 CELL = 512  # videos that are grouped together, looking at all pairs; cells hold up to twice as many
@@ -175,8 +175,7 @@ def _separating_direction(rows: np.ndarray, generator: np.random.Generator) -> n
         nearer_first = rows @ (centres[0] - centres[1]) > 0
         if nearer_first.all() or not nearer_first.any():
             break  # all rows alike: any cut is as good as another
-        centres = np.stack([rows[nearer_first].mean(0), rows[~nearer_first].mean(0)])
-        centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
+        centres = unit(np.stack([rows[nearer_first].mean(0), rows[~nearer_first].mean(0)]))
     return centres[0] - centres[1]
 
 

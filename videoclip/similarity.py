@@ -129,8 +129,12 @@ def _tune_probes(index: Any, inverted: Any, embeddings: np.ndarray) -> float:
 
 def unit_rows(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Chosen rows as float32 of unit length; zero rows stay zero."""
-    chosen = np.asarray(embeddings[rows], np.float32)
-    return chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
+    return unit(np.asarray(embeddings[rows], np.float32))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows [N, H] scaled to unit length; zero rows stay zero."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def finite_rows(embeddings: np.ndarray) -> np.ndarray:

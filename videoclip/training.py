@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from videoclip.errors import InputError
 from videoclip.false_negatives import PAPER, FalseNegativeConfig, false_negatives, pair_labels
 from videoclip.files import atomic_path, read_json, write_json
-from videoclip.losses import contrastive_loss, first_row, gather, gather_with_gradient, world_size
+from videoclip.losses import contrastive_loss, first_row, gather, gather_with_gradient, rows_of_workers, world_size
 from videoclip.model import VideoCLIP
 
 if TYPE_CHECKING:
@@ -93,9 +93,11 @@ def training_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     video, text, temperature = embedder(batch)
-    gathered, first = (gather_with_gradient(video), gather_with_gradient(text)), first_row(len(video))
+    counts = rows_of_workers(len(video))
+    gathered = gather_with_gradient(video, counts), gather_with_gradient(text, counts)
+    first = first_row(len(video), counts)
     labels = pair_labels(batch, duplicates).to(video.device)
-    all_labels = gather(labels)
+    all_labels = gather(labels, counts)
     excluded = false_negatives(labels, all_labels, first, negatives)
     loss = contrastive_loss(video, text, temperature, gathered, first, excluded)
     if not torch.isfinite(loss):

@@ -65,6 +65,7 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """[N, width] of sequences end to end, as `packing` says -> [N, width]; attention stays inside a sequence."""
         dropout = self.dropout if self.training else 0.0
         query, key, value = (layer(x).unflatten(1, (self.heads, -1)) for layer in (self.query, self.key, self.value))
         if x.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:

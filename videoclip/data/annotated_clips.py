@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videoclip.errors import InputError
+from videoclip.files import read_json
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ def check_clip(path: Path, where: str, video_id: Any, start: Any, end: Any, sent
     if not isinstance(video_id, str) or not video_id:
         raise InputError(f"{path}: {where}: the video id is missing")
     return AnnotatedClip(video_id, start, end, tuple(sentence.strip() for sentence in sentences))
+
+
+def read_database(path: Path, benchmark: str) -> dict[str, Any]:
+    """The videos of a json file `{"database": {video_id: …}}`, as YouCook2 and COIN have it.
+
+    Raises InputError if the file has another form.
+    """
+    values = read_json(path)
+    database = values.get("database") if isinstance(values, dict) else None
+    if not isinstance(database, dict):
+        raise InputError(f'{path}: expected the {benchmark} layout {{"database": {{video_id: ...}}}}')
+    return database
 
 
 def read_csv_rows(path: Path, columns: set[str], delimiter: str = ",") -> list[tuple[str, dict[str, str]]]:

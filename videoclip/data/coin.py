@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from videoclip.data.annotated_clips import read_database
 from videoclip.errors import InputError
-from videoclip.files import read_json
 
 OUTSIDE = 0  # the label of seconds in which no action is annotated
 
@@ -37,13 +37,9 @@ def read_coin(path: Path, subset: str = "testing") -> tuple[list[ActionSegments]
     Raises InputError, with the video, if the file has another form.
     """
     path = Path(path)
-    database = read_json(path)
-    database = database.get("database") if isinstance(database, dict) else None
-    if not isinstance(database, dict):
-        raise InputError(f'{path}: expected the COIN layout {{"database": {{video_id: ...}}}}')
     names: dict[int, str] = {}
     videos = []
-    for video_id, video in database.items():
+    for video_id, video in read_database(path, "COIN").items():
         if not isinstance(video, dict) or not isinstance(video.get("annotation"), list):
             raise InputError(f"{path}: video {video_id!r} must be an object with a list `annotation`")
         if video.get("subset") != subset:

@@ -181,6 +181,10 @@ class Shards:
             raise InputError(f"{self.folder}: the video id {twice!r} stands in rows {', '.join(map(str, rows))}")
         return ids
 
+    def rows_by_id(self) -> dict[str, int]:
+        """Row of every video id. Raises InputError as `video_ids` does."""
+        return {video_id: row for row, video_id in enumerate(self.video_ids())}
+
     def seconds(self) -> np.ndarray:
         """int64 [N]: token rows of every video."""
         return np.concatenate([np.diff(part.token_offsets) for part in self.parts])

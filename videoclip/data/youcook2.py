@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from videoclip.data.annotated_clips import AnnotatedClip, check_clip, read_csv_rows
+from videoclip.data.annotated_clips import AnnotatedClip, check_clip, read_csv_rows, read_database
 from videoclip.errors import InputError
-from videoclip.files import read_json
 
 
 def read_youcook2(path: Path, subset: str = "validation") -> list[AnnotatedClip]:
@@ -30,12 +29,8 @@ def read_youcook2(path: Path, subset: str = "validation") -> list[AnnotatedClip]
 
 
 def _rows_of_json(path: Path, subset: str) -> list[tuple[str, Any, Any, Any, Any]]:
-    database = read_json(path)
-    database = database.get("database") if isinstance(database, dict) else None
-    if not isinstance(database, dict):
-        raise InputError(f'{path}: expected the YouCook2 layout {{"database": {{video_id: ...}}}}')
     rows = []
-    for video_id, video in database.items():
+    for video_id, video in read_database(path, "YouCook2").items():
         if not isinstance(video, dict) or not isinstance(video.get("annotations", []), list):
             raise InputError(f"{path}: video {video_id!r} must be an object with a list of annotations")
         if video.get("subset") != subset:

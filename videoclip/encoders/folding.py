@@ -69,6 +69,7 @@ class FlatConv(nn.Module):
         return (t == 1 and conv.stride[0] == 1) or (h == w == 1 and conv.stride[1] == conv.stride[2] == 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, T, H, W] -> [B, outputs, T', H', W'], as the convolution that this stands for."""
         rows = x.permute(0, 2, 3, 4, 1)  # [B, T, H, W, C], contiguous where x is channels-last
         if self.kernel == (1, 1, 1):
             rows = rows[:, :: self.stride[0], :: self.stride[1], :: self.stride[2]]

@@ -87,6 +87,7 @@ class InceptionBlock(nn.Module):
         self.outputs = b0 + b1b + b2b + b3b
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, T, H, W] -> [B, outputs, T, H, W]: the four gated branches, joined."""
         branches = (
             self.gating_b0(self.conv_b0(x)),
             self.gating_b1(self.conv_b1_b(self.conv_b1_a(x))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,21 @@ from torch import Tensor, nn
 from videoclip.errors import InputError
 
 
-def read_checkpoint(path: Path) -> Any:
-    """`torch.load` with `weights_only=True`: what is no plain data is refused, never run.
+def read_checkpoint(path: Path, allowed: Sequence[type] = (), advice: str = "") -> Any:
+    """`torch.load` with `weights_only=True`: other classes than the `allowed` are refused, never run.
+
+    `advice` ends the error's line.
 
     Raises InputError if the file is missing, damaged, or holds foreign classes.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a file that is no checkpoint
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a weights file that can be read safely ({first_line})") from None
+        raise InputError(f"{path}: not a weights file that can be read safely ({first_line}){advice}") from None
 
 
 def read_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from videoclip.errors import InputError
 from videoclip.evaluation.moments import MAX_WINDOWS, MomentPrediction, overlap
 from videoclip.evaluation.prompts import PLAIN, embed_texts
 from videoclip.model import VideoCLIP
+from videoclip.similarity import unit
 
 METHODS = ("threshold", "sliding")
 FIRST_LOOK = 20_000  # windows that suppression sorts before it looks at all of them
@@ -65,7 +66,7 @@ def localize(
     templates: Sequence[str] = PLAIN,
 ) -> tuple[list[MomentPrediction], int]:
     """Answer every query whose video is in the shards; also returns how many were not."""
-    rows = {video_id: row for row, video_id in enumerate(shards.video_ids())}
+    rows = shards.rows_by_id()
     known = [query for query in queries if query.video_id in rows]
     if not known:
         return [], len(queries)
@@ -123,7 +124,7 @@ def second_features(model: VideoCLIP, tokens: np.ndarray, config: LocalizationCo
         np.add.at(total, rows.ravel(), hidden)
     if not model.config.normalize:
         return total / times[:, None].astype(np.float32)
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+    return unit(total)
 
 
 def excess_over_threshold(curves: np.ndarray, windows: np.ndarray, threshold: float) -> np.ndarray:
@@ -133,7 +134,12 @@ def excess_over_threshold(curves: np.ndarray, windows: np.ndarray, threshold: fl
     """
     mean = curves.mean(1, keepdims=True)
     level = mean + threshold * (curves.max(1, keepdims=True) - mean)
-    running = np.pad(np.cumsum(curves - level, 1, dtype=np.float64), ((0, 0), (1, 0)))
+    return window_sums(curves - level, windows)
+
+
+def window_sums(curves: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Sum of each curve [Q, T] over each window [W, 2]: float64 [Q, W]."""
+    running = np.pad(np.cumsum(curves, 1, dtype=np.float64), ((0, 0), (1, 0)))
     return running[:, windows[:, 1]] - running[:, windows[:, 0]]
 
 
@@ -162,7 +168,8 @@ def embed_windows(model: VideoCLIP, tokens: np.ndarray, windows: np.ndarray, bat
     """Embed every window [W, 2] of tokens [T, D] as a clip of its own: float32 [W, H]."""
     windows = np.column_stack([windows[:, 0], np.minimum(windows[:, 1], windows[:, 0] + model.config.max_seconds)])
     features = []
-    for first in range(0, len(windows), batch):
+    starts = range(0, len(windows), batch)
+    for first in tqdm(starts, desc="clips", unit="block", disable=len(starts) < 3):
         chosen = windows[first : first + batch]
         rows = np.concatenate([tokens[start:end] for start, end in chosen])
         lengths = torch.from_numpy(chosen[:, 1] - chosen[:, 0])

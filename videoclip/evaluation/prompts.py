@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from videoclip.errors import InputError
+from videoclip.similarity import unit
 
 if TYPE_CHECKING:  # a file of predictions is scored faster than torch is imported
     from videoclip.model import VideoCLIP
@@ -37,4 +38,4 @@ def embed_texts(model: VideoCLIP, texts: Sequence[str], templates: Sequence[str]
             features[first : first + len(block)] += embedded / len(templates)
     if not model.config.normalize:
         return features
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return unit(features)

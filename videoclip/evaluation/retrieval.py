@@ -96,13 +96,19 @@ class ClipTokens:
     dropped: int
 
 
+def windows_of_lengths(lengths: np.ndarray) -> np.ndarray:
+    """int64 [C, 2]: where each of the clips begins and ends that follow one another with these lengths."""
+    ends = np.cumsum(lengths)
+    return np.stack([ends - lengths, ends], 1)
+
+
 def gather_clips(shards: Shards, clips: list[AnnotatedClip], max_seconds: int) -> ClipTokens:
     """Cut each annotated clip's tokens, `tokens[start:end]`, at most `max_seconds` of them, out of its video.
 
     Clips of videos that are not in the shards, or that start behind their end, are dropped and counted.
     Raises InputError if none is left.
     """
-    rows = {video_id: row for row, video_id in enumerate(shards.video_ids())}
+    rows = shards.rows_by_id()
     kept, tokens = [], []
     for clip in clips:
         row = rows.get(clip.video_id)
