@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from videoclip.batches import describe_batches
 from videoclip.retrieval import cluster_videos
+from videoclip.retrieval.figures import describe_batches
 
 VIDEOS_PER_BATCH = 32
 

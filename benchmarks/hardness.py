@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import ray_session
 from pipelines.demo import Corpus, DemoConfig, evaluate, prepare_corpus, pretraining
 from pipelines.pretrain import PretrainConfig, pretrain
+from pipelines.ray_session import ray_session
 from videoclip.files import read_json_lines, write_json
 
 VARIANTS: dict[str, dict[str, Any]] = {

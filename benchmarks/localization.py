@@ -30,7 +30,7 @@ from videoclip.evaluation.localization import (
 )
 from videoclip.evaluation.moments import MAX_WINDOWS, MomentPrediction, moment_metrics, overlap
 from videoclip.model import VideoCLIP
-from videoclip.similarity import unit
+from videoclip.retrieval.index import unit
 
 FIGURES = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP")
 CONFIG = LocalizationConfig()

@@ -13,9 +13,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.common import ray_session
 from pipelines.demo import Corpus, DemoConfig, evaluate, pretraining
 from pipelines.pretrain import pretrain
+from pipelines.ray_session import ray_session
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import ray_session
 from pipelines.demo import Corpus, DemoConfig, evaluate, prepare_corpus, pretraining
 from pipelines.pretrain import PretrainConfig, pretrain
+from pipelines.ray_session import ray_session
 from videoclip.files import write_json, write_text
 
 SEEDS = 3

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import Quarantine, embed_parts, ray_session, start_run, with_absolute_paths
 from pipelines.evaluate import load_model_and_shards
+from pipelines.ray_session import ray_session
+from pipelines.runs import Quarantine, embed_parts, start_run, with_absolute_paths
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, write_arrays, write_json
-from videoclip.similarity import finite_rows
+from videoclip.retrieval.index import finite_rows
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
 
     Raises InputError if model and shards do not fit each other. Videos without captions are left out.
     """
-    from videoclip.batches import describe_batches, describe_in_words
     from videoclip.data.howto100m import read_topics
-    from videoclip.retrieval import check_options, cluster_videos
+    from videoclip.retrieval.clustering import check_options, cluster_videos
+    from videoclip.retrieval.figures import describe_batches, describe_in_words
 
     config = with_absolute_paths(config)
     check_options(config.videos_per_batch, config.mode, config.hardness)  # now rather than after the embedding

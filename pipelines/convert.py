@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from pipelines.common import Quarantine
+from pipelines.runs import Quarantine
 from videoclip.errors import InputError
 
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.common import Stopwatch, ray_session, run_tasks
 from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
 from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, PretrainResult, pretrain
+from pipelines.ray_session import ray_session, run_tasks
 from pipelines.report import MOMENT_ROWS, ReportConfig, report
+from pipelines.runs import Stopwatch
 from videoclip.data.clips import ClipConfig
-from videoclip.data.kitchen import KitchenConfig, KitchenVideo, plan_kitchen, render_video, write_annotations
 from videoclip.errors import InputError
-from videoclip.evaluation.report import Table
 from videoclip.files import read_json, write_json, write_text
+from videoclip.report.page import Table
+from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, plan_kitchen, render_video, write_annotations
 from videoclip.training import OptimizerConfig
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import Quarantine, cluster_processors, ray_session, start_run, with_absolute_paths
+from pipelines.ray_session import cluster_processors, ray_session
+from pipelines.runs import Quarantine, start_run, with_absolute_paths
 from videoclip.data.captions import NO_CAPTIONS, Captions, read_captions, remove_rolling_repeats
 from videoclip.data.howto100m import read_raw_captions
 from videoclip.data.shards import MANIFEST, Manifest, Shards, ShardWriter, VideoRecord, check_encoder

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.common import as_json, cluster_processors, ray_session, start_run, with_absolute_paths
 from pipelines.pretrain_worker import train_worker
+from pipelines.ray_session import cluster_processors, ray_session
+from pipelines.runs import as_json, start_run, with_absolute_paths
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
-from videoclip.false_negatives import FalseNegativeConfig
 from videoclip.files import read_json_lines
+from videoclip.retrieval.false_negatives import FalseNegativeConfig
 from videoclip.training import OptimizerConfig
 
 VOCABULARY_CAPTIONS = 1_000_000  # evenly spaced; more would not change a vocabulary but fill the memory
@@ -125,8 +126,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
 
 def _print_batches(folder: Path) -> None:
     """One line on the last clustering; every clustering's figures are in the metrics and in `batches/`."""
-    from videoclip.batches import describe_in_words
     from videoclip.files import read_json
+    from videoclip.retrieval.figures import describe_in_words
 
     figures = read_json(max((folder / "batches").glob("clustering-*.json")))
     print(f"last batches: {describe_in_words(figures)}")
@@ -134,7 +135,7 @@ def _print_batches(folder: Path) -> None:
 
 def _check_options(config: PretrainConfig) -> None:
     from videoclip.data.howto100m import read_topics
-    from videoclip.retrieval import check_options
+    from videoclip.retrieval.clustering import check_options
 
     if not config.hardness:
         raise InputError("--hardness needs at least one number between 0 and 1")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.common import Quarantine
+from pipelines.runs import Quarantine
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_array, write_arrays, write_json
 
@@ -127,11 +127,11 @@ def cluster_to_file(
     these batches.
     Raises InputError if no video is left.
     """
-    from videoclip.batches import describe_batches
     from videoclip.data.shards import Shards
-    from videoclip.false_negatives import near_duplicates
     from videoclip.retrieval import cluster_videos
-    from videoclip.similarity import finite_rows
+    from videoclip.retrieval.false_negatives import near_duplicates
+    from videoclip.retrieval.figures import describe_batches
+    from videoclip.retrieval.index import finite_rows
 
     start = time.perf_counter()
     embeddings = np.concatenate([np.load(share, mmap_mode="r") for share in shares])

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.common import Metrics
 from pipelines.pretrain_batches import Clusterings
+from pipelines.runs import Metrics
 from videoclip.errors import InputError
 from videoclip.training import TrainingState
 

@@ -10,7 +10,8 @@ from typing import Any
 from videoclip.data.qvhighlights import read_qvhighlights
 from videoclip.errors import InputError
 from videoclip.evaluation.moments import read_predictions
-from videoclip.evaluation.report import (
+from videoclip.files import read_json, read_json_lines
+from videoclip.report.page import (
     Section,
     Table,
     batch_curve,
@@ -21,7 +22,6 @@ from videoclip.evaluation.report import (
     training_curve,
     videos_by_id,
 )
-from videoclip.files import read_json, read_json_lines
 
 MOMENT_ROWS = (
     "MR-full-R1@0.5",

@@ -13,7 +13,8 @@ from typing import Annotated
 import numpy as np
 from tyro.conf import Positional
 
-from pipelines.common import embed_parts, ray_session, start_run, with_absolute_paths
+from pipelines.ray_session import ray_session
+from pipelines.runs import embed_parts, start_run, with_absolute_paths
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, read_json, sha256, write_arrays, write_json
 
@@ -68,7 +69,7 @@ def build_index(config: IndexConfig) -> None:
     Raises InputError if model and shards do not fit each other, or the options make no windows.
     """
     from pipelines.evaluate import load_model_and_shards
-    from videoclip.similarity import SimilarityIndex
+    from videoclip.retrieval.index import SimilarityIndex
 
     config = with_absolute_paths(config)
     if not 1 <= config.stride <= config.window:
@@ -124,7 +125,7 @@ def search(config: SearchConfig) -> list[Moment]:
     Raises InputError if there is no index, it is damaged, or another model made it.
     """
     from videoclip.model import VideoCLIP
-    from videoclip.similarity import SimilarityIndex
+    from videoclip.retrieval.index import SimilarityIndex
 
     description = read_json(config.index / "index.json")
     if description["model"] != sha256(config.model / "model.safetensors"):

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.common import ray_session
 from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, pretrain
+from pipelines.ray_session import ray_session
 from videoclip.data.captions import Captions
 from videoclip.data.clips import ClipConfig
-from videoclip.data.kitchen import KitchenConfig, plan_kitchen, render_video, write_annotations
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
+from videoclip.synthetic.kitchen import KitchenConfig, plan_kitchen, render_video, write_annotations
 from videoclip.training import OptimizerConfig
 
 REFERENCE = Path(os.environ.get("VIDEOCLIP_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))

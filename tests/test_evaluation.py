@@ -24,9 +24,9 @@ from videoclip.evaluation.localization import (
     suppress_overlaps,
 )
 from videoclip.evaluation.moments import MomentPrediction, moment_metrics, overlap, read_predictions
-from videoclip.evaluation.report import Example, Section, Table, choose_examples, moment_example, render_report
 from videoclip.evaluation.retrieval import best_matches, ranks_of_best_query, ranks_of_positives, retrieval_metrics
 from videoclip.model import VideoCLIP, VideoCLIPConfig
+from videoclip.report.page import Example, Section, Table, choose_examples, moment_example, render_report
 
 
 def query(number: int, windows: list[list[float]], duration: float = 20.0) -> MomentQuery:

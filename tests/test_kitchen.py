@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 
 from videoclip.data.captions import read_captions
-from videoclip.data.kitchen import (
-    ACTIONS,
-    FPS,
+from videoclip.data.qvhighlights import read_qvhighlights
+from videoclip.data.video import FrameFormat, decode_seconds
+from videoclip.data.youcook2 import read_youcook2
+from videoclip.synthetic.kitchen import (
     KitchenConfig,
     Step,
     caption,
-    motion,
     narrate,
     plan_kitchen,
     render_video,
     write_annotations,
 )
-from videoclip.data.qvhighlights import read_qvhighlights
-from videoclip.data.video import FrameFormat, decode_seconds
-from videoclip.data.youcook2 import read_youcook2
+from videoclip.synthetic.kitchen.pictures import FPS, motion
+from videoclip.synthetic.kitchen.vocabulary import ACTIONS
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

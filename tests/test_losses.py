@@ -10,8 +10,14 @@ import torch.multiprocessing as multiprocessing
 
 from videoclip.data.clips import ClipBatch
 from videoclip.errors import InputError
-from videoclip.false_negatives import PAPER, FalseNegativeConfig, false_negatives, near_duplicates, pair_labels
 from videoclip.losses import contrastive_loss, first_row, gather, gather_with_gradient
+from videoclip.retrieval.false_negatives import (
+    PAPER,
+    FalseNegativeConfig,
+    false_negatives,
+    near_duplicates,
+    pair_labels,
+)
 
 
 def test_loss_of_two_pairs_by_hand() -> None:

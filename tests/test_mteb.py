@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from conftest import KITCHEN
 
-from videoclip.data.kitchen import caption, plan_kitchen
 from videoclip.errors import InputError
 from videoclip.files import read_json
 from videoclip.model import VideoCLIP
+from videoclip.synthetic.kitchen import caption, plan_kitchen
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("mteb", reason="the extra `mteb` is not installed")

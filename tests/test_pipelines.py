@@ -25,11 +25,11 @@ from pipelines.pretrain import PretrainConfig, pretrain
 from pipelines.pretrain_batches import cluster_to_file, hardness_of_epoch, read_clustering
 from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
-from videoclip.data.kitchen import plan_kitchen
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
 from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP
+from videoclip.synthetic.kitchen import plan_kitchen
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videoclip.batches import batch_similarity, describe_batches
 from videoclip.errors import InputError
-from videoclip.retrieval import _exchange, cluster_videos
-from videoclip.similarity import SimilarityIndex, choose_index
+from videoclip.retrieval.clustering import _exchange, cluster_videos
+from videoclip.retrieval.figures import batch_similarity, describe_batches
+from videoclip.retrieval.index import SimilarityIndex, choose_index
 
 
 def grouped(videos: int, groups: int, width: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -98,8 +98,8 @@ def test_several_cells_and_their_leftovers_still_make_a_cover(seed: int) -> None
 
 
 def test_cells_of_cells_still_make_a_cover(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("videoclip.retrieval.CELL", 16)
-    monkeypatch.setattr("videoclip.retrieval.CELLS_AT_ONCE", 3)  # three centres at once for a hundred cells
+    monkeypatch.setattr("videoclip.retrieval.clustering.CELL", 16)
+    monkeypatch.setattr("videoclip.retrieval.clustering.CELLS_AT_ONCE", 3)  # three centres at once for a hundred cells
     rows, group = grouped(1500, 40)
     batches = cluster_videos(rows, 8, 0)
     assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(1500))

@@ -25,7 +25,6 @@ from pipelines.report import ReportConfig, report
 from videoclip.data.coin import read_coin
 from videoclip.data.crosstask import read_crosstask
 from videoclip.data.didemo import read_didemo
-from videoclip.data.kitchen import ACTIONS, INGREDIENTS, KitchenVideo, Step, caption, plan_kitchen
 from videoclip.data.msrvtt import read_msrvtt, read_questions
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
@@ -40,6 +39,8 @@ from videoclip.evaluation.actions import (
 from videoclip.evaluation.prompts import embed_texts
 from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP
+from videoclip.synthetic.kitchen import KitchenVideo, Step, caption, plan_kitchen
+from videoclip.synthetic.kitchen.vocabulary import ACTIONS, INGREDIENTS
 
 # --- Annotation files ---------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from videoclip.errors import InputError
-from videoclip.false_negatives import PAPER, FalseNegativeConfig, false_negatives, pair_labels
 from videoclip.files import atomic_path, read_json, write_json
 from videoclip.losses import contrastive_loss, first_row, gather, gather_with_gradient, rows_of_workers, world_size
 from videoclip.model import VideoCLIP
+from videoclip.retrieval.false_negatives import PAPER, FalseNegativeConfig, false_negatives, pair_labels
 
 if TYPE_CHECKING:
     from videoclip.data.clips import ClipBatch, ClipSampler

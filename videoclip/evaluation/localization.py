@@ -27,7 +27,7 @@ from videoclip.errors import InputError
 from videoclip.evaluation.moments import MAX_WINDOWS, MomentPrediction, overlap
 from videoclip.evaluation.prompts import PLAIN, embed_texts
 from videoclip.model import VideoCLIP
-from videoclip.similarity import unit
+from videoclip.retrieval.index import unit
 
 METHODS = ("threshold", "sliding")
 FIRST_LOOK = 20_000  # windows that suppression sorts before it looks at all of them

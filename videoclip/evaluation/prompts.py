@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from videoclip.errors import InputError
-from videoclip.similarity import unit
+from videoclip.retrieval.index import unit
 
 if TYPE_CHECKING:  # a file of predictions is scored faster than torch is imported
     from videoclip.model import VideoCLIP

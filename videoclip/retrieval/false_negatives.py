@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from videoclip.errors import InputError
-from videoclip.similarity import unit
+from videoclip.retrieval.index import unit
 
 if TYPE_CHECKING:
     from videoclip.data.clips import ClipBatch

@@ -57,7 +57,7 @@ def render_report(
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    environment = Environment(loader=PackageLoader("videoclip.evaluation", "."), autoescape=True)
+    environment = Environment(loader=PackageLoader("videoclip.report", "."), autoescape=True)
     environment.filters["svg"] = Markup  # figures are drawn here, by matplotlib, which escapes the text in them
     template = environment.get_template("report.html.jinja")
     write_text(path, template.render(title=title, summary=summary, tables=tables, figures=figures, sections=sections))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from videoclip.errors import InputError
-from videoclip.similarity import BLOCK, SimilarityIndex, finite_rows, unit, unit_rows
+from videoclip.retrieval.index import BLOCK, SimilarityIndex, finite_rows, unit, unit_rows
 
 MODES = ("cover", "random", "paper")
 CELL = 512  # videos that are grouped together, looking at all pairs; cells hold up to twice as many

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videoclip.similarity import unit_rows
+from videoclip.retrieval.index import unit_rows
 
 BATCHES_LOOKED_AT = 2000  # evenly spaced; enough for two digits of any mean
 PERCENTILES = (10, 50, 90)

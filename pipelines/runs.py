@@ -1,91 +1,23 @@
-"""What the stages share: a quiet Ray, run folders that say what made them, quarantine lists, metrics."""
+"""Run folders: what made them, what could not be used, metrics, and how long things took."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from videoclip.errors import InputError
+from pipelines.ray_session import run_tasks
 from videoclip.files import read_json_lines, sha256, write_json, write_json_lines
 
 PACKAGES = ("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "pyarrow", "av", "pytorchvideo")
 QUARANTINE = "quarantine.jsonl"
-
-
-@contextlib.contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
-    """Join the Ray cluster at `address`, or start one on this machine and stop it afterwards.
-
-    Inside another session (the demo runs several stages in one) nothing is started or stopped.
-    Raises InputError if the cluster cannot be reached.
-    """
-    # Set before ray is imported, in this process and so in its children.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import logging
-
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # Workers must find these packages also when they run from a source tree that is not installed.
-    paths = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {"env_vars": {"PYTHONPATH": paths.rstrip(os.pathsep), "PYTHONWARNINGS": "ignore"}}
-    try:
-        with _silent_stderr():
-            if address:
-                ray.init(address=address, runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}}, **quiet)
-            else:
-                ray.init(include_dashboard=False, object_store_memory=512 * 2**20, runtime_env=environment, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"no Ray cluster at {address or 'this machine'}: {reason}") from None
-    # Ray Data and Ray Train announce every step; the stages have their own progress. They set their loggers up when
-    # they are imported, so the levels are lowered after that.
-    import ray.data
-    import ray.train
-
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Drop what Ray's C++ parts print while they start; what goes wrong is raised as well."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def cluster_processors() -> int:
-    """How many CPUs the Ray session has, at least one."""
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def start_run(folder: Path, stage: str, config: Any) -> None:
@@ -106,24 +38,6 @@ def as_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def run_tasks(
-    function: Callable[..., int], arguments: Sequence[tuple[Any, ...]], done: int, total: int, unit: str, what: str
-) -> None:
-    """Call `function` with each tuple of arguments, as Ray tasks of one CPU, under a progress bar named `what`.
-
-    A call returns how many units it did; `done` of the `total` were there before. What a task raises is raised here.
-    """
-    import ray
-    from tqdm import tqdm
-
-    task = ray.remote(num_cpus=1)(function)
-    pending = [task.remote(*values) for values in arguments]
-    with tqdm(total=total, initial=done, unit=unit, desc=what) as bar:
-        while pending:
-            finished, pending = ray.wait(pending)
-            bar.update(sum(ray.get(finished)))
 
 
 def embed_parts(

@@ -1,0 +1,61 @@
+"""What the narrator of the cooking channel says, as speech recognition would write it down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from videoclip.synthetic.kitchen.plan import KitchenConfig, KitchenVideo, Step
+from videoclip.synthetic.kitchen.vocabulary import ACTIONS, FILLER, INGREDIENTS, PLACES, SPOKEN, UNRELATED, VESSELS
+
+
+def narrate(video: KitchenVideo, config: KitchenConfig) -> dict[str, list[Any]]:
+    """Rolling speech-recognition lines of one video: {"start": […], "end": […], "text": […]}, in seconds."""
+    generator = np.random.default_rng([video.seed, 1])
+    phrases = sorted(_phrases(video, config, generator))
+    starts, ends, texts = [], [], []
+    previous = ""
+    for index, (time, phrase) in enumerate(phrases):
+        until = phrases[index + 1][0] if index + 1 < len(phrases) else time + 4.0
+        # A rolling caption still shows the line before while the new one is spoken.
+        text = f"{previous} {phrase}".strip() if previous and generator.random() < 0.5 else phrase
+        starts.append(round(time, 2))
+        ends.append(round(min(max(until, time + 0.8), time + 5.0), 2))
+        texts.append(text)
+        previous = phrase
+    return {"start": starts, "end": ends, "text": texts}
+
+
+def _phrases(video: KitchenVideo, config: KitchenConfig, generator: np.random.Generator) -> list[tuple[float, str]]:
+    phrases = []
+    for step in video.steps:
+        offset = float(generator.normal(0, config.offset_seconds))
+        time = step.start + float(generator.uniform(0, 2)) + offset
+        while time < step.end + offset:
+            if generator.random() < config.unrelated:
+                ingredient = INGREDIENTS[generator.integers(len(INGREDIENTS))][0].spoken[0]
+                text = UNRELATED[generator.integers(len(UNRELATED))].format(ingredient=ingredient)
+            else:
+                text = _speak(step, generator)
+            phrases.append((float(np.clip(time, 0, video.duration - 1)), text))
+            time += float(generator.uniform(2.5, 4.5))
+    return phrases
+
+
+def _speak(step: Step, generator: np.random.Generator) -> str:
+    verb, verbing = one_of(ACTIONS[step.action].spoken, generator)
+    ingredient = one_of(INGREDIENTS[step.ingredient][0].spoken, generator)
+    vessel = one_of(VESSELS[step.vessel][0].spoken, generator)
+    place = one_of(PLACES[step.place][0].spoken, generator)
+    where = f"with the {vessel}" if generator.random() < 0.6 else ""
+    text = one_of(SPOKEN, generator).format(verb=verb, verbing=verbing, ingredient=ingredient, vessel=where)
+    if generator.random() < 0.4:
+        text = f"{text} over here near the {place}"
+    if generator.random() < 0.4:
+        text = f"{one_of(FILLER, generator)} {text}"
+    return " ".join(text.split())
+
+
+def one_of(choices: tuple[Any, ...], generator: np.random.Generator) -> Any:
+    return choices[generator.integers(len(choices))]
