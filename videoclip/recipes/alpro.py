@@ -1,0 +1,203 @@
+"""ALPRO: align, then prompt (Li, Li, Li, Niebles, Hoi: "Align and Prompt", CVPR 2022).
+
+A few frames and a text pass through two towers; what they give is aligned by contrast (VTC), fused, matched (VTM), its
+hidden words are guessed (MLM), and regions are named with the entities that a frozen prompter sees in them (PEM).
+With `losses=("vtc",)` it is the prompter's own training; with ("vtc", "vtm") it is the paper's fine-tuning for
+retrieval; with answers, `answer_loss` is its question answering.
+
+Two things the release does otherwise are options: `discard` (which of the prompter's labels are sure enough) and
+`always_mask`. Its contrastive targets count from the local rank and are wrong on several machines; ours are right.
+Matching draws its negatives among the worker's own pairs, as the release does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videoclip.data.frames import FrameBatch
+from videoclip.errors import InputError
+from videoclip.losses import contrastive_loss, first_row, gather_with_gradient, rows_of_workers
+from videoclip.packed import Packed
+from videoclip.parts.fusion import first_rows, from_even, fuse, last_rows
+from videoclip.parts.masked_words import NOT_MASKED, MaskedWordHead, WordMask, mask_words, masked_word_loss
+from videoclip.parts.matching import matching_loss, matching_negatives, matching_pairs
+from videoclip.parts.pixels import inside, normalised, zeroed_outside
+from videoclip.parts.prompter import Prompter, entity_loss, kept_labels
+from videoclip.parts.towers import Towers, TowersShape
+
+LOSSES = ("vtc", "vtm", "mlm", "pem")
+
+
+@dataclass(frozen=True)
+class AlproOptions:
+    """The published constants."""
+
+    shape: TowersShape = field(default_factory=TowersShape)
+    losses: tuple[str, ...] = LOSSES
+    entities: int = 1000
+    """Entities that the prompter tells apart; 0 without `pem`."""
+    answers: int = 0
+    """Answers to choose from, where questions are answered."""
+    word_mask: WordMask = field(default_factory=lambda: WordMask(103, 30522, (0, 100, 101, 102, 103)))
+    discard: str = "probability"
+    threshold: float = 0.2
+    tied_words: bool = True
+    """Scores of words are taken with the word embeddings, as in BERT."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.losses) - set(LOSSES):
+            raise InputError(f"losses must be some of {', '.join(LOSSES)}; not {', '.join(sorted(unknown))}")
+        if ("pem" in self.losses) != bool(self.entities):
+            raise InputError("pem needs entities, and entities need pem")
+
+
+class Alpro(Towers):
+    """Towers, fusion (BERT's upper layers) and the heads, under the release's names."""
+
+    prompter: Prompter | None
+
+    def __init__(self, options: AlproOptions) -> None:
+        super().__init__(options.shape)
+        self.options = options
+        width = options.shape.text.width
+        self.itm_head = nn.Linear(width, 2)
+        if "mlm" in options.losses:
+            self.text_encoder.cls = MaskedWordHead(width, options.shape.vocabulary, options.tied_words)
+        if options.entities:
+            self.mpm_head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, options.entities))
+        if options.answers:
+            self.classifier = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, options.answers))
+        self.prompter = None
+
+    def attach(self, prompter: Prompter) -> Alpro:
+        """Take a frozen prompter.
+
+        Raises InputError if it names other entities than the model predicts, or reads other frames.
+        """
+        known, theirs = self.options.entities, len(prompter.video_prompt_feat)
+        if theirs != known:
+            raise InputError(f"the prompter tells {theirs} entities apart, the model predicts {known}")
+        vision, own = prompter.shape.vision, self.shape.vision
+        if (vision.size, vision.frames) != (own.size, own.frames):
+            raise InputError(
+                f"the prompter reads {vision.frames} frames of {vision.size} pixels, the model {own.frames} of {own.size}"
+            )
+        self.prompter = prompter
+        return self
+
+    def forward(self, batch: FrameBatch) -> dict[str, Tensor]:
+        """The losses by name, their sum, and shares: `kept` and `right` of the entities, `matched` of the matching."""
+        with torch.no_grad():
+            self.temp.clamp_(0.001, 0.5)
+        wanted = self.options.losses
+        frames = normalised(batch.frames)
+        video, words = self.video_tokens(frames), self.text_tokens(batch.words)
+        video_features, text_features = self.projected_video(video), self.projected_text(words)
+        losses: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
+        if "vtc" in wanted:
+            losses["vtc"] = self.contrast(video_features, text_features, batch.excluded)
+        if "vtm" in wanted or "pem" in wanted:
+            # Without contrast nothing makes likeness mean anything: its negatives are then drawn evenly.
+            similarity = video_features @ text_features.T / self.temp if "vtc" in wanted else torch.zeros(1)
+            similarity = similarity.expand(len(video), len(video))
+            negatives = matching_negatives(similarity, batch.draws, batch.excluded)
+            fused, logits, labels = self.matched(words, video, *negatives, judge="vtm" in wanted)
+            if "vtm" in wanted:
+                losses["vtm"] = matching_loss(logits, labels)
+                figures["matched"] = (logits.argmax(1) == labels).float().mean()
+            if "pem" in wanted:
+                losses["pem"], more = self.entities(fused, batch)
+                figures.update(more)
+        if "mlm" in wanted:
+            hidden, labels = mask_words(batch.words, self.options.word_mask, batch.draws)
+            losses["mlm"] = self.hidden_words(hidden, labels, video)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses, **figures}
+
+    def contrast(self, video: Tensor, text: Tensor, excluded: Tensor | None = None) -> Tensor:
+        """VTC: half of both cross-entropies over the pairs of all workers. Unit vectors [P, H]."""
+        counts = rows_of_workers(len(video))
+        gathered = gather_with_gradient(video, counts), gather_with_gradient(text, counts)
+        if excluded is not None and len(gathered[0]) > len(video):
+            excluded = None  # known of the own pairs alone
+        return contrastive_loss(video, text, self.temp, gathered, first_row(len(video), counts), excluded) / 2
+
+    def matched(
+        self, words: Packed, video: Tensor, videos_of_texts: Tensor, texts_of_videos: Tensor, judge: bool = True
+    ) -> tuple[Packed, Tensor, Tensor]:
+        """VTM: fused states of the P true pairs, logits [N, 2] of all pairs judged, and their labels [N]."""
+        if not judge:
+            return self.fused(words, from_even(video)), video.new_zeros(0, 2), video.new_zeros(0, dtype=torch.int64)
+        texts, videos, labels = matching_pairs(words, from_even(video), videos_of_texts, texts_of_videos)
+        fused = self.fused(texts, videos)
+        return fused.take(torch.arange(len(words))), self.itm_head(first_rows(fused)), labels
+
+    def hidden_words(self, hidden: Packed, labels: Tensor, video: Tensor) -> Tensor:
+        """MLM: words ids with some hidden, the hidden ones' labels [N], and the same video tokens [B, 1 + K, W]."""
+        asked = labels != NOT_MASKED
+        return masked_word_loss(self.word_scores(hidden, video)[asked], labels[asked])
+
+    def word_scores(self, words: Packed, video: Tensor) -> Tensor:
+        """Scores [N, V] of every word of the vocabulary at every place of the text."""
+        fused = self.fused(self.text_tokens(words), from_even(video))
+        at_words = fused.rows[(fused.positions < words.lengths[fused.owners]).to(video.device)]
+        return self.text_encoder.cls(at_words, self.text_encoder.bert.embeddings.word_embeddings.weight)
+
+    def entities(self, fused: Packed, batch: FrameBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """PEM: from the fused patches inside a crop to the prompter's distribution over entities for that crop."""
+        if self.prompter is None or batch.crops is None:
+            raise InputError("pem needs a prompter (attach one) and a crop for every clip")
+        crops = zeroed_outside(batch.frames, batch.crops, self.shape.vision.patch)
+        q = self.prompter.soft_labels(normalised(crops), batch.kind)
+        if batch.relabel is not None:  # a control: the labels of other clips
+            q = q[batch.relabel]
+        logits = self.entity_logits(fused, inside(batch.crops, self.shape.vision.grid))
+        kept = kept_labels(q, self.options.discard, self.options.threshold)
+        right = (logits.argmax(1) == q.argmax(1)).float().mean()
+        return entity_loss(logits, q, kept), {"kept": kept.float().mean(), "right": right}
+
+    def entity_logits(self, fused: Packed, crop: Tensor) -> Tensor:
+        """Fused pairs and bool [B, grid, grid] -> [B, entities], from the mean of the patches inside."""
+        patches = last_rows(fused, self.shape.vision.places)  # [B, K, W]
+        share = crop.flatten(1).to(patches.dtype)
+        region = (patches * share[..., None]).sum(1) / share.sum(1, keepdim=True).clamp(min=1)
+        return self.mpm_head(region)
+
+    def fused(self, words: Packed, video: Packed) -> Packed:
+        """States of the text layers and video tokens -> fused states, words first, then [CLS] and the patches."""
+        return fuse(self.text_encoder.bert.encoder.layer[self.shape.text_layers :], words, video)
+
+    def matching_scores(self, frames: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Normalised frames [B, T, 3, S, S], word ids and mask [B, L] -> logits [B, 2]; column 1 says "matched"."""
+        words = self.text_tokens(Packed.from_padded(ids, mask))
+        return self.itm_head(first_rows(self.fused(words, from_even(self.video_tokens(frames)))))
+
+    def answer_scores(self, frames: Tensor, questions: Packed) -> Tensor:
+        """Normalised frames and word ids of questions -> logits [B, answers]."""
+        if not self.options.answers:
+            raise InputError("this model answers no questions: it has no classifier")
+        fused = self.fused(self.text_tokens(questions), from_even(self.video_tokens(frames)))
+        return self.classifier(first_rows(fused))
+
+    def answer_loss(self, frames: Tensor, questions: Packed, answers: Tensor) -> Tensor:
+        """Cross-entropy of the right answers, int64 [B], -100 where the answer is none of the model's."""
+        return F.cross_entropy(self.answer_scores(frames, questions).float(), answers)
+
+    # What evaluation, clustering and search ask for.
+
+    @property
+    def temperature(self) -> Tensor:
+        """Divides cosines."""
+        return self.temp
+
+    def embed_video(self, frames: Packed) -> Tensor:
+        """Clips of any number of frames, uint8 [N, S, S, 3] end to end -> unit vectors [B, projection]."""
+        return self.video_features(normalised(FrameBatch.even(frames, self.shape.vision.frames)))
+
+    def embed_text(self, word_ids: Packed) -> Tensor:
+        """Word ids with [CLS] … [SEP] -> unit vectors [B, projection]."""
+        return self.projected_text(self.text_tokens(word_ids))
