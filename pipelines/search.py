@@ -68,7 +68,7 @@ def build_index(config: IndexConfig) -> None:
 
     Raises InputError if model and shards do not fit each other, or the options make no windows.
     """
-    from pipelines.evaluate import load_model_and_shards
+    from videoclip.evaluation.inputs import load_model_and_shards
     from videoclip.retrieval.index import SimilarityIndex
 
     config = with_absolute_paths(config)
@@ -101,8 +101,9 @@ def build_index(config: IndexConfig) -> None:
 def _embed_part(config: IndexConfig, number: int, path: Path) -> int:
     import torch
 
-    from pipelines.evaluate import load_model_and_shards
-    from videoclip.evaluation.localization import LocalizationConfig, embed_windows, sliding_windows
+    from videoclip.embedding import embed_clips
+    from videoclip.evaluation.inputs import load_model_and_shards
+    from videoclip.evaluation.localization import LocalizationConfig, sliding_windows
 
     torch.set_num_threads(1)  # one task a CPU
     model, shards = load_model_and_shards(config.model, config.shards)
@@ -114,7 +115,7 @@ def _embed_part(config: IndexConfig, number: int, path: Path) -> int:
         if of_video[-1, 1] < len(tokens):  # the last seconds of a video must be found too
             of_video = np.append(of_video, [[len(tokens) - config.window, len(tokens)]], 0)
         windows.append(np.insert(of_video, 0, row, 1))
-        features.append(embed_windows(model, tokens, of_video))
+        features.append(embed_clips(model, tokens, of_video))
     write_arrays(path, windows=np.concatenate(windows), features=np.concatenate(features))
     return 1
 

@@ -19,7 +19,8 @@ from conftest import KITCHEN, extraction, training
 
 from pipelines.cli import VERBS, main
 from pipelines.cluster import ClusterConfig, cluster
-from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
+from pipelines.evaluate_moments import MomentConfig, evaluate_moments
+from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.extract import extract
 from pipelines.pretrain import PretrainConfig, pretrain
 from pipelines.pretrain_batches import cluster_to_file, hardness_of_epoch, read_clustering

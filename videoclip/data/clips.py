@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from videoclip.data.shards import Shards
 from videoclip.data.words import CaptionWords, WordTokenizer
 from videoclip.errors import InputError
+from videoclip.packed import Packed
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,22 @@ class ClipPairs:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """P pairs, concatenated without padding.
+    """P pairs of clips.
 
-    `video_tokens` float16 [sum of video_lengths, D]; `word_ids` int32 [sum of word_lengths], each text
-    `[CLS] … [SEP]`; `video_lengths`, `word_lengths`, and `video` (a pair's row in the shards) int64 [P].
+    `video_tokens`: rows float16 [N, D]; `word_ids`: rows int32 [M], each text `[CLS] … [SEP]`; both P sequences.
+    `video`: int64 [P], a pair's row in the shards. In training also `labels`, int64 [P, 3], which say whose negative
+    a pair is (`videoclip.retrieval.false_negatives`), and `rows_per_rank`, the pairs of every worker in this step.
     """
 
-    video_tokens: np.ndarray
-    video_lengths: np.ndarray
-    word_ids: np.ndarray
-    word_lengths: np.ndarray
-    video: np.ndarray
+    video_tokens: Packed
+    word_ids: Packed
+    video: Tensor
+    labels: Tensor | None = None
+    rows_per_rank: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.video)
 
 
 def sample_pairs(
@@ -170,16 +178,9 @@ class ClipSampler:
             begin = int(word_offsets[v][i])
             texts.append(self._words.parts[places[v][0]][0][begin : begin + count])
         return ClipBatch(
-            np.concatenate(tokens), pairs.b - pairs.a, *self._with_special_words(texts, pairs.words), rows[pairs.video]
+            Packed(torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(pairs.b - pairs.a)),
+            Packed(torch.from_numpy(np.concatenate(texts)), torch.from_numpy(pairs.words)).wrapped(
+                torch.tensor([self.cls_id], dtype=torch.int32), torch.tensor([self.sep_id], dtype=torch.int32)
+            ),
+            torch.from_numpy(rows[pairs.video]),
         )
-
-    def _with_special_words(self, texts: list[np.ndarray], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Concatenate texts as `[CLS] … [SEP]`: ids int32 and lengths int64."""
-        lengths = counts + 2
-        ends = np.cumsum(lengths)
-        ids = np.empty(ends[-1], np.int32)
-        special = np.zeros(len(ids), bool)
-        special[ends - lengths] = special[ends - 1] = True
-        ids[ends - lengths], ids[ends - 1] = self.cls_id, self.sep_id
-        ids[~special] = np.concatenate(texts)
-        return ids, lengths

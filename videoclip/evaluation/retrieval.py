@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.shards import Shards
+from videoclip.data.templates import PLAIN
+from videoclip.embedding import TwoTowers, embed_clips, embed_texts
 from videoclip.errors import InputError
 
 BLOCK = 1024  # rows scored at once: against a gallery of 50,000 that is 200 MB, not 10 GB
@@ -124,3 +128,35 @@ def gather_clips(shards: Shards, clips: list[AnnotatedClip], max_seconds: int) -
         raise InputError(f"none of the {len(clips)} annotated clips belongs to a video in {shards.folder}")
     lengths = np.array([len(piece) for piece in tokens], np.int64)
     return ClipTokens(np.concatenate(tokens), lengths, kept, len(clips) - len(kept))
+
+
+def retrieve(
+    model: TwoTowers, shards: Shards, annotated: list[AnnotatedClip], templates: Sequence[str] = PLAIN
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Embed clips and sentences and rank each for the other: metrics, and what was found for every sentence.
+
+    Raises InputError if no annotated clip is in the shards.
+    """
+    gathered = gather_clips(shards, annotated, model.config.max_seconds)
+    clips = gathered.clips
+    videos = embed_clips(model, gathered.tokens, windows_of_lengths(gathered.lengths))  # (C, H)
+    positives = np.repeat(np.arange(len(clips)), [len(clip.sentences) for clip in clips])
+    sentences = [sentence for clip in clips for sentence in clip.sentences]
+    texts = embed_texts(model, sentences, templates)  # (Q, H)
+    ranks = ranks_of_positives(texts, videos, positives)
+    metrics = {
+        **retrieval_metrics(ranks, len(clips)),
+        "clips": len(clips),
+        "dropped": gathered.dropped,
+        "video_to_text": retrieval_metrics(ranks_of_best_query(texts, videos, positives), len(clips)),
+    }
+    rows = [
+        {**_as_row(clips[own], sentence), "rank": int(rank), "found": [_as_row(clips[i]) for i in best]}
+        for own, sentence, rank, best in zip(positives, sentences, ranks, best_matches(texts, videos, 3))
+    ]
+    return metrics, rows
+
+
+def _as_row(clip: AnnotatedClip, sentence: str | None = None) -> dict[str, Any]:
+    said = clip.sentences[0] if sentence is None else sentence
+    return {"video_id": clip.video_id, "start": clip.start, "end": clip.end, "sentence": said}
