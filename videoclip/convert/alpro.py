@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from videoclip.encoders.weights import load_checked, read_checkpoint
+from videoclip.encoders.weights import check_names, read_checkpoint
 from videoclip.errors import InputError
-from videoclip.parts.masked_words import WordMask
-from videoclip.parts.packed_bert import TransformerShape
 from videoclip.parts.prompter import Prompter
 from videoclip.parts.towers import TowersShape
 from videoclip.parts.vision_transformer import VisionShape
 from videoclip.parts.vision_weights import HEAD_WIDTH, stretched
-from videoclip.recipes.alpro import Alpro, AlproOptions
+from videoclip.recipes.alpro import LOSSES, Options, Recipe, two_layers
+from videoclip.transformer import TransformerShape
 
 TASKS = ("pretraining", "retrieval", "answering")
 VISION, BERT = "visual_encoder.model.", "text_encoder.bert."
-# What the release stores and never uses: Kinetics' classifier, position counts, a copy of the bias of the word scores,
-# and the fusion layers and heads of the prompter (whose higher BERT layers are named by `_unused_layers`).
+DECODER = "text_encoder.cls.predictions.decoder.weight"
+NOTHING = torch.empty(0, 0)
+# What the release stores and never uses: Kinetics' classifier, position counts, and the prompter's heads; of the
+# prompter's BERT the fusion layers are not used either (`_without_fusion`).
 UNUSED = re.compile(
-    r"visual_encoder\.model\.head\.(weight|bias)$|embeddings\.position_ids$|^(prompter\.)?text_encoder\.cls\.predictions\.bias$"
-    r"|^prompter\.(text_encoder\.cls\.|itm_head\.)"
+    r"visual_encoder\.model\.head\.(weight|bias)$|embeddings\.position_ids$|^prompter\.(text_encoder\.cls|itm_head)\."
 )
-BERT_SPECIAL = (0, 100, 101, 102, 103)  # [PAD], [UNK], [CLS], [SEP], [MASK] of bert-base-uncased
-MASK_ID = 103
 
 
 def from_alpro(
@@ -39,7 +38,7 @@ def from_alpro(
     frames: int | None = None,
     size: int | None = None,
     answers: int | None = None,
-) -> Alpro:
+) -> Recipe:
     """Read a checkpoint of the ALPRO release; its task and all sizes are read off names and shapes.
 
     `heads`: one for 64 columns unless given; `text_layers`: the lower half of BERT's unless given; neither can be
@@ -64,14 +63,18 @@ def from_alpro(
         state = {name: value for name, value in state.items() if not name.startswith(("prompter.", "mpm_head."))}
         if asked == "answering":
             state = {name: value for name, value in state.items() if ".cls." not in name}
-    model = Alpro(_options(path, state, heads, text_layers, asked, frames, size, answers))
-    _stretch(state, model)
+    options = _options(path, state, heads, text_layers, asked, frames, size, answers)
+    with torch.device("meta"):  # half a billion random numbers would be drawn for nothing
+        model = Recipe(options)
+        if any(name.startswith("prompter.") for name in state):
+            model.attach(Prompter(_shape(path, state, "prompter.", heads, text_layers), options.entities))
+            state = _without_fusion(state, model.shape.text_layers)
+    _stretch(state, model.state_dict())
     if asked == "answering" and found != asked:
-        state.update({f"classifier.{name}": value for name, value in model.classifier.state_dict().items()})
-    if "prompter.temp" in state:
-        prompter = Prompter(_towers(path, state, "prompter.", heads, text_layers, None, None), model.options.entities)
-        model.attach(prompter)
-    load_checked(model, state, path, f"an ALPRO checkpoint of {asked}", most=20)
+        fresh = two_layers(model.shape.text.width, options.answers)
+        state.update({f"classifier.{name}": value for name, value in fresh.state_dict().items()})
+    check_names(model, state, path, f"an ALPRO checkpoint of {asked}", most=20)
+    model.load_state_dict(state, assign=True)
     return model.eval()
 
 
@@ -83,12 +86,13 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             stored = stored[key]
     if not isinstance(stored, Mapping) or not stored or not all(isinstance(v, Tensor) for v in stored.values()):
         raise InputError(f"{path}: expected tensors by name, as in ALPRO's `alpro_pretrained_ckpt.pt`")
-    state = {re.sub(r"text_encoder\.(?=embeddings|encoder)", BERT, name): value for name, value in stored.items()}
+    state = {re.sub(r"text_encoder\.(?=embeddings|encoder)", BERT, name): v.float() for name, v in stored.items()}
     for name in [name for name in state if name.endswith("predictions.decoder.bias")]:
-        # The release loads this one last, into the same bias.
-        state[name.replace("decoder.bias", "bias_used")] = state.pop(name)
-    state = {name: value.float() for name, value in state.items() if not UNUSED.search(name)}
-    return {name.replace("bias_used", "bias"): value for name, value in state.items() if "bias_used" not in name or True}
+        state[name.replace("decoder.bias", "bias")] = state.pop(name)  # loaded last in the release, into the same bias
+    state = {name: value for name, value in state.items() if not UNUSED.search(name)}
+    if torch.equal(state.get(DECODER, torch.zeros(0)), state.get(f"{BERT}embeddings.word_embeddings.weight", NOTHING)):
+        del state[DECODER]  # the word embeddings themselves, as in every published file
+    return state
 
 
 def _task(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -97,3 +101,90 @@ def _task(path: Path, state: Mapping[str, Tensor]) -> str:
     if "classifier.0.weight" in state:
         return "answering"
     return "pretraining" if "mpm_head.0.weight" in state else "retrieval"
+
+
+def _options(
+    path: Path,
+    state: dict[str, Tensor],
+    heads: int | None,
+    text_layers: int | None,
+    task: str,
+    frames: int | None,
+    size: int | None,
+    answers: int | None,
+) -> Options:
+    shape = _shape(path, state, "", heads, text_layers)
+    vision = replace(shape.vision, frames=frames or shape.vision.frames, size=size or shape.vision.size)
+    head = state.get("classifier.2.weight")
+    if task == "answering" and head is None and not answers:
+        raise InputError(f"{path}: a pretraining checkpoint answers no questions yet; say how many answers there are")
+    losses = {"pretraining": LOSSES, "retrieval": ("vtc", "vtm", "mlm"), "answering": ()}[task]
+    return Options(
+        shape=replace(shape, vision=vision),
+        losses=losses,
+        entities=len(state["mpm_head.2.weight"]) if task == "pretraining" else 0,
+        answers=(answers or 0) if head is None else len(head),
+        word_mask=replace(Options().word_mask, vocabulary=shape.vocabulary),
+        tied_words=DECODER not in state,
+    )
+
+
+def _shape(
+    path: Path, state: dict[str, Tensor], prefix: str, heads: int | None, text_layers: int | None
+) -> TowersShape:
+    """Sizes of the model, or with "prompter." of its prompter."""
+    vision, bert = f"{prefix}{VISION}", f"{prefix}{BERT}"
+    try:
+        width, _, patch, _ = state[f"{vision}patch_embed.proj.weight"].shape
+        layers = _count(state, f"{bert}encoder.layer.")
+        words = state[f"{bert}embeddings.word_embeddings.weight"]
+        return TowersShape(
+            vision=VisionShape(
+                size=round((state[f"{vision}pos_embed"].shape[1] - 1) ** 0.5) * patch,
+                patch=patch,
+                frames=state[f"{vision}time_embed"].shape[1],
+                width=width,
+                layers=_count(state, f"{vision}blocks."),
+                heads=heads or max(1, width // HEAD_WIDTH),
+                intermediate=len(state[f"{vision}blocks.0.mlp.fc1.weight"]),
+                drop_path=0.1,
+            ),
+            text=TransformerShape(
+                width=words.shape[1],
+                heads=heads or max(1, words.shape[1] // HEAD_WIDTH),
+                intermediate=len(state[f"{bert}encoder.layer.0.intermediate.dense.weight"]),
+                layers=layers,
+                positions=len(state[f"{bert}embeddings.position_embeddings.weight"]),
+            ),
+            text_layers=text_layers or max(1, layers // 2),
+            vocabulary=len(words),
+            projection=len(state[f"{prefix}vision_proj.weight"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: not an ALPRO checkpoint: missing {error}") from None
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many layers are numbered after `prefix`."""
+    numbers = [int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix)]
+    return max(numbers, default=-1) + 1
+
+
+def _without_fusion(state: dict[str, Tensor], text_layers: int) -> dict[str, Tensor]:
+    """Without the layers of the prompter's BERT that would see words and video: it never fuses."""
+    prefix = f"prompter.{BERT}encoder.layer."
+    return {
+        name: value
+        for name, value in state.items()
+        if not name.startswith(prefix) or int(name[len(prefix) :].split(".")[0]) < text_layers
+    }
+
+
+def _stretch(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Fit times and places to another number of frames or another size, as the release does when it fine-tunes."""
+    times, places = f"{VISION}time_embed", f"{VISION}pos_embed"
+    state[times] = stretched(state[times], wanted[times].shape[1])
+    if state[places].shape != wanted[places].shape:
+        first, others = state[places][:, :1], state[places][:, 1:]
+        # Along the flattened patches, in one dimension: wrong for a grid, but what the published models were made with.
+        state[places] = torch.cat([first, stretched(others, wanted[places].shape[1] - 1)], 1)

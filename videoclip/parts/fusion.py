@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from videoclip.packed import Packed
-from videoclip.parts.packed_bert import Encoder, TransformerShape
+from videoclip.transformer import Encoder, TransformerShape
 
 
 def through(layers: Iterable[nn.Module], x: Packed) -> Packed:

@@ -79,5 +79,5 @@ class MaskedWordHead(nn.Module):
 
 
 def masked_word_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the hidden words: `scores` [M, V] and `labels` [M] of those alone; 0 if there are none."""
+    """Mean cross-entropy over the hidden words: `scores` [M, V] and `labels` [M] of those alone; 0 if none is."""
     return F.cross_entropy(scores.float(), labels, reduction="sum") / max(1, len(labels))

@@ -1,4 +1,4 @@
-"""Video-text matching: does this text belong to this video? Hard negatives are drawn from the contrastive similarity."""
+"""Video-text matching: does this text belong to this video? Negatives are drawn by contrastive similarity."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Prompter(Towers):
 
     @torch.no_grad()
     def set_prompts(self, words: Packed, kind: str = "video") -> None:
-        """Make the entities' vectors anew from the ids of their sentences, entity after entity, equally many of each."""
+        """Make the entities' vectors anew from the ids of their sentences, entity after entity, as many of each."""
         features = getattr(self, f"{kind}_prompt_feat")
         if not len(words) or len(words) % len(features):
             raise InputError(f"{len(words)} sentences cannot be shared evenly by {len(features)} entities")

@@ -5,7 +5,7 @@ They are the base of ALPRO, and the whole of its prompter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from videoclip.errors import InputError
 from videoclip.packed import Packed
 from videoclip.parts.fusion import first_rows, through
-from videoclip.parts.packed_bert import Bert, TransformerShape
 from videoclip.parts.vision_transformer import VisionShape, VisionTransformer
+from videoclip.transformer import Bert, TransformerShape, initialise_as_bert
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,13 @@ class Towers(nn.Module):
         """`layers`: how many of BERT's layers are held, all unless given (a prompter needs the text's alone)."""
         super().__init__()
         self.shape = shape
-        held = shape.text if layers is None else resized(shape.text, layers)
+        held = replace(shape.text, layers=layers or shape.text.layers)
         self.visual_encoder = VisualEncoder(shape.vision)
         self.text_encoder = TextEncoder(held, shape.vocabulary)
         self.vision_proj = nn.Linear(shape.vision.width, shape.projection)
         self.text_proj = nn.Linear(shape.text.width, shape.projection)
         self.temp = nn.Parameter(torch.tensor(shape.temperature))
-        for name, module in self.text_encoder.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        self.text_encoder.apply(initialise_as_bert)
 
     def video_tokens(self, frames: Tensor) -> Tensor:
         """Normalised frames [B, T, 3, S, S] -> [B, 1 + K, W]: [CLS], then every patch, averaged over time.
@@ -103,10 +99,3 @@ class Towers(nn.Module):
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Word ids [B, L] and their mask [B, L] -> unit vectors [B, projection]."""
         return self.projected_text(self.text_tokens(Packed.from_padded(ids, mask)))
-
-
-def resized(shape: TransformerShape, layers: int) -> TransformerShape:
-    """The same with another number of layers."""
-    from dataclasses import replace
-
-    return replace(shape, layers=layers)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from videoclip.data.frames import FrameBatch
 from videoclip.errors import InputError
-from videoclip.losses import contrastive_loss, first_row, gather_with_gradient, rows_of_workers
+from videoclip.gather import gather_with_gradient, rank_offset, rows_per_rank
+from videoclip.losses import contrastive_loss
 from videoclip.packed import Packed
 from videoclip.parts.fusion import first_rows, from_even, fuse, last_rows
 from videoclip.parts.masked_words import NOT_MASKED, MaskedWordHead, WordMask, mask_words, masked_word_loss
@@ -33,7 +34,7 @@ LOSSES = ("vtc", "vtm", "mlm", "pem")
 
 
 @dataclass(frozen=True)
-class AlproOptions:
+class Options:
     """The published constants."""
 
     shape: TowersShape = field(default_factory=TowersShape)
@@ -55,12 +56,17 @@ class AlproOptions:
             raise InputError("pem needs entities, and entities need pem")
 
 
-class Alpro(Towers):
+def two_layers(width: int, outputs: int) -> nn.Sequential:
+    """A head of two layers, the inner one twice as wide."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
+
+
+class Recipe(Towers):
     """Towers, fusion (BERT's upper layers) and the heads, under the release's names."""
 
     prompter: Prompter | None
 
-    def __init__(self, options: AlproOptions) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__(options.shape)
         self.options = options
         width = options.shape.text.width
@@ -68,12 +74,12 @@ class Alpro(Towers):
         if "mlm" in options.losses:
             self.text_encoder.cls = MaskedWordHead(width, options.shape.vocabulary, options.tied_words)
         if options.entities:
-            self.mpm_head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, options.entities))
+            self.mpm_head = two_layers(width, options.entities)
         if options.answers:
-            self.classifier = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, options.answers))
+            self.classifier = two_layers(width, options.answers)
         self.prompter = None
 
-    def attach(self, prompter: Prompter) -> Alpro:
+    def attach(self, prompter: Prompter) -> Recipe:
         """Take a frozen prompter.
 
         Raises InputError if it names other entities than the model predicts, or reads other frames.
@@ -84,7 +90,8 @@ class Alpro(Towers):
         vision, own = prompter.shape.vision, self.shape.vision
         if (vision.size, vision.frames) != (own.size, own.frames):
             raise InputError(
-                f"the prompter reads {vision.frames} frames of {vision.size} pixels, the model {own.frames} of {own.size}"
+                f"the prompter reads {vision.frames} frames of {vision.size} pixels, "
+                f"the model {own.frames} of {own.size}"
             )
         self.prompter = prompter
         return self
@@ -120,11 +127,11 @@ class Alpro(Towers):
 
     def contrast(self, video: Tensor, text: Tensor, excluded: Tensor | None = None) -> Tensor:
         """VTC: half of both cross-entropies over the pairs of all workers. Unit vectors [P, H]."""
-        counts = rows_of_workers(len(video))
+        counts = rows_per_rank(len(video))
         gathered = gather_with_gradient(video, counts), gather_with_gradient(text, counts)
         if excluded is not None and len(gathered[0]) > len(video):
             excluded = None  # known of the own pairs alone
-        return contrastive_loss(video, text, self.temp, gathered, first_row(len(video), counts), excluded) / 2
+        return contrastive_loss(video, text, self.temp, gathered, rank_offset(counts), excluded) / 2
 
     def matched(
         self, words: Packed, video: Tensor, videos_of_texts: Tensor, texts_of_videos: Tensor, judge: bool = True
