@@ -100,6 +100,7 @@ class FrameBatch:
     `draws`: what masks and negatives are drawn with. `crops`: int64 [B, 4], top, left, height, width in patches.
     `kind`: "video", or "image" if every clip is one picture repeated. `excluded`: bool [B, B], pairs that are no
     negatives of each other. `relabel`: int64 [B], whose entity labels each clip is given, for a control.
+    `rows_per_rank`: the clips of every worker in this step.
     """
 
     frames: Tensor
@@ -109,6 +110,7 @@ class FrameBatch:
     kind: str = "video"
     excluded: Tensor | None = None
     relabel: Tensor | None = None
+    rows_per_rank: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         """Number of clips."""

@@ -79,10 +79,7 @@ class Towers(nn.Module):
     def text_tokens(self, words: Packed) -> Packed:
         """Word ids with [CLS] … [SEP], int64 [N] -> states of the text layers [N, W]."""
         bert = self.text_encoder.bert
-        tokens = bert.embeddings.word_embeddings(words.rows)
-        positions = words.positions.to(tokens.device)
-        embedded = bert.embeddings(tokens, positions, torch.zeros_like(positions))
-        return through(bert.encoder.layer[: self.shape.text_layers], words.with_rows(embedded))
+        return through(bert.encoder.layer[: self.shape.text_layers], embedded(bert, words))
 
     def projected_video(self, tokens: Tensor) -> Tensor:
         """[B, 1 + K, W] -> unit vectors [B, projection], from [CLS]."""
@@ -99,3 +96,9 @@ class Towers(nn.Module):
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Word ids [B, L] and their mask [B, L] -> unit vectors [B, projection]."""
         return self.projected_text(self.text_tokens(Packed.from_padded(ids, mask)))
+
+
+def embedded(bert: Bert, words: Packed) -> Packed:
+    """Word ids [N] -> word, position and token-type embeddings [N, W]."""
+    tokens = bert.embeddings.word_embeddings(words.rows)
+    return words.with_rows(bert.embeddings(tokens, words.positions, torch.zeros_like(words.positions)))
