@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.figures import Figures
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.errors import InputError
 from videoclip.evaluation.prompts import PLAIN, embed_texts
@@ -80,7 +81,7 @@ class MomentConfig:
     """Queries are put into each of these in place of {}, and the embeddings averaged."""
 
 
-def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
+def evaluate_retrieval(config: RetrievalConfig) -> Figures:
     """Run YouCook2 retrieval; returns the metrics that it writes.
 
     Raises InputError if files do not fit each other or no annotated clip is in the shards.
@@ -90,21 +91,21 @@ def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
     return _retrieve(config, read_youcook2(config.annotations, config.subset))
 
 
-def evaluate_msrvtt(config: MSRVTTConfig) -> dict[str, Any]:
+def evaluate_msrvtt(config: MSRVTTConfig) -> Figures:
     """Run MSR-VTT retrieval; as `evaluate_retrieval`."""
     from videoclip.data.msrvtt import read_msrvtt
 
     return _retrieve(config, read_msrvtt(config.annotations, config.split))
 
 
-def evaluate_didemo(config: DiDeMoConfig) -> dict[str, Any]:
+def evaluate_didemo(config: DiDeMoConfig) -> Figures:
     """Run DiDeMo retrieval; as `evaluate_retrieval`."""
     from videoclip.data.didemo import read_didemo
 
     return _retrieve(config, read_didemo(config.annotations, config.queries))
 
 
-def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[str, Any]:
+def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> Figures:
     """Embed clips and sentences, rank each for the other, and write metrics and predictions."""
     import numpy as np
 
@@ -139,11 +140,11 @@ def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[st
     return write_results(config.output, metrics, rows)
 
 
-def write_results(output: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def write_results(output: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> Figures:
     """Write metrics to `output` and what was answered to predictions.jsonl beside it; returns the metrics."""
     write_json_lines(output.parent / "predictions.jsonl", rows)
     write_json(output, metrics)
-    return metrics
+    return Figures(metrics)
 
 
 def _as_row(clip: AnnotatedClip, sentence: str | None = None) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _as_row(clip: AnnotatedClip, sentence: str | None = None) -> dict[str, Any]:
     return {"video_id": clip.video_id, "start": clip.start, "end": clip.end, "sentence": said}
 
 
-def evaluate_moments(config: MomentConfig) -> dict[str, Any]:
+def evaluate_moments(config: MomentConfig) -> Figures:
     """Run or score QVHighlights; returns the metrics that it writes (empty for a split without ground truth).
 
     Raises InputError if files do not fit each other.
@@ -176,7 +177,7 @@ def evaluate_moments(config: MomentConfig) -> dict[str, Any]:
         raise InputError("give --model and --shards to run a model, or --predictions to score a file")
     if any(query.windows is None for query in queries):
         print(f"{config.annotations}: no ground truth here, so predictions were written and nothing was scored")
-        return {}
+        return Figures()
     if missing:
         answered = {prediction.query_id for prediction in predictions}
         queries = [query for query in queries if query.query_id in answered]
@@ -189,7 +190,7 @@ def evaluate_moments(config: MomentConfig) -> dict[str, Any]:
         blind = query_blind_predictions(read_qvhighlights(config.train_annotations), queries)
         metrics["baseline"] = moment_metrics(blind, queries)["brief"]
     write_json(config.output, metrics)
-    return metrics
+    return Figures(metrics)
 
 
 def load_model_and_shards(model_folder: Path, shards_folder: Path) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.evaluate import ZeroShotConfig, load_model_and_shards, write_results
+from pipelines.figures import Figures
 from videoclip.errors import InputError
 from videoclip.evaluation.prompts import embed_texts
 
@@ -47,7 +48,7 @@ class QuestionConfig(ZeroShotConfig):
     output: Path = Path("runs/evaluation/msrvtt-qa/metrics.json")
 
 
-def evaluate_coin(config: COINConfig) -> dict[str, Any]:
+def evaluate_coin(config: COINConfig) -> Figures:
     """Run COIN; returns the metrics that it writes.
 
     Raises InputError if files do not fit each other or no annotated video is in the shards.
@@ -86,7 +87,7 @@ def evaluate_coin(config: COINConfig) -> dict[str, Any]:
     return write_results(config.output, metrics, rows)
 
 
-def evaluate_crosstask(config: CrossTaskConfig) -> dict[str, Any]:
+def evaluate_crosstask(config: CrossTaskConfig) -> Figures:
     """Run CrossTask; returns the metrics that it writes.
 
     Raises InputError if files do not fit each other or no annotated video is in the shards.
@@ -128,7 +129,7 @@ def evaluate_crosstask(config: CrossTaskConfig) -> dict[str, Any]:
     return write_results(config.output, metrics, rows)
 
 
-def evaluate_questions(config: QuestionConfig) -> dict[str, Any]:
+def evaluate_questions(config: QuestionConfig) -> Figures:
     """Answer MSR-VTT's questions; returns the metrics that it writes.
 
     Raises InputError if files do not fit each other or no video is in the shards.
