@@ -146,8 +146,8 @@ def _check_options(config: PretrainConfig) -> None:
         check_options(config.videos_per_batch, config.batches, value)
     if min(config.epochs, config.recluster_every, config.workers) < 1:
         raise InputError("--epochs, --recluster-every and --workers must be at least 1")
-    if min(config.max_failures, config.replacement_seconds) < 0:
-        raise InputError("--max-failures and --replacement-seconds cannot be negative")
+    if config.max_failures < 0 or config.replacement_seconds < 1:
+        raise InputError("--max-failures cannot be negative, and --replacement-seconds must be at least 1")
     if config.topics is not None:
         read_topics(config.topics)  # to fail now rather than in a worker
 

@@ -131,7 +131,7 @@ def _readable(error: Exception) -> Exception:
     final = _final([error])
     if final is not None:
         return InputError(str(final))
-    if "WorkerGroupStartupTimeoutError" in type(getattr(error, "controller_failure", None)).__name__:
+    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
         return InputError(
             "the workers found no free place in the Ray cluster in time: other jobs have taken it; "
             "try again later, or ask for fewer --workers"
