@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.evaluate import ZeroShotConfig, write_results
+from pipelines.figures import Figures
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.didemo import read_didemo
 from videoclip.data.msrvtt import read_msrvtt
@@ -47,7 +48,7 @@ class DiDeMoConfig(ZeroShotConfig):
     """A paragraph is all descriptions of a video joined, as the field reports it."""
 
 
-def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
+def evaluate_retrieval(config: RetrievalConfig) -> Figures:
     """Run YouCook2 retrieval; returns the metrics that it writes.
 
     Raises InputError if files do not fit each other or no annotated clip is in the shards.
@@ -55,16 +56,16 @@ def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
     return _retrieve(config, read_youcook2(config.annotations, config.subset))
 
 
-def evaluate_msrvtt(config: MSRVTTConfig) -> dict[str, Any]:
+def evaluate_msrvtt(config: MSRVTTConfig) -> Figures:
     """Run MSR-VTT retrieval; as `evaluate_retrieval`."""
     return _retrieve(config, read_msrvtt(config.annotations, config.split))
 
 
-def evaluate_didemo(config: DiDeMoConfig) -> dict[str, Any]:
+def evaluate_didemo(config: DiDeMoConfig) -> Figures:
     """Run DiDeMo retrieval; as `evaluate_retrieval`."""
     return _retrieve(config, read_didemo(config.annotations, config.queries))
 
 
-def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[str, Any]:
+def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> Figures:
     model, shards = load_model_and_shards(config.model, config.shards)
     return write_results(config.output, *retrieve(model, shards, annotated, config.templates))

@@ -22,7 +22,7 @@ from pipelines.cluster import ClusterConfig, cluster
 from pipelines.evaluate_moments import MomentConfig, evaluate_moments
 from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.extract import extract
-from pipelines.pretrain import PretrainConfig, pretrain
+from pipelines.pretrain import pretrain
 from pipelines.pretrain_batches import cluster_to_file, hardness_of_epoch, read_clustering
 from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
@@ -437,20 +437,6 @@ def test_help_is_there_for_every_verb(verb: str, capsys: pytest.CaptureFixture[s
     except SystemExit as stop:
         assert not stop.code
     assert "videoclip" in capsys.readouterr().out
-
-
-def test_a_yaml_file_fills_options_and_options_win(tmp_path: Path) -> None:
-    import tyro
-
-    from pipelines.cli import _take_config_file
-
-    (tmp_path / "o.yaml").write_text("shards: a\nepochs: 7\nmodel: {width: 64}\n")
-    words, default = _take_config_file(["--epochs", "9", "--config", str(tmp_path / "o.yaml")], PretrainConfig)
-    config = tyro.cli(PretrainConfig, args=words, default=default)
-    assert (config.shards, config.epochs, config.model.width, config.model.heads) == (Path("a"), 9, 64, 12)
-    (tmp_path / "bad.yaml").write_text("epoch: 7\n")
-    with pytest.raises(InputError, match="unknown options epoch"):
-        _take_config_file(["--config", str(tmp_path / "bad.yaml")], PretrainConfig)
 
 
 FULL_DISK = """
