@@ -133,7 +133,7 @@ def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[st
         "video_to_text": retrieval_metrics(ranks_of_best_query(texts, videos, positives), len(clips)),
     }
     rows = [
-        {**_as_row(clips[own], sentence), "rank": int(rank), "found": [_as_row(clips[i]) for i in best]}
+        {**_as_row(clips[own], sentence), "rank": float(rank), "found": [_as_row(clips[i]) for i in best]}
         for own, sentence, rank, best in zip(positives, sentences, ranks, best_matches(texts, videos, 3))
     ]
     return write_results(config.output, metrics, rows)

@@ -14,25 +14,31 @@ BLOCK = 1024  # rows scored at once: against a gallery of 50,000 that is 200 MB,
 
 
 def ranks_of_positives(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None = None) -> np.ndarray:
-    """int64 [Q]: place, from 1, of row `positives[q]` of `gallery` [N, H] for each row of `queries` [Q, H].
+    """float64 [Q]: place, from 1, of row `positives[q]` of `gallery` [N, H] for each row of `queries` [Q, H].
 
-    By inner product; `positives` int64 [Q] is the row's own number if left out. The place is the number of strictly
-    better rows plus one. The full Q x N matrix is never held.
+    By inner product; `positives` int64 [Q] is the row's own number if left out. Rows with equal scores share the mean
+    of their places, which may be x.5: a model that maps everything to one point does no better than chance.
+    The full Q x N matrix is never held.
     Raises InputError if the shapes do not fit or values are not finite.
     """
     positives = _check(queries, gallery, positives)
-    ranks = np.empty(len(queries), np.int64)
+    ranks = np.empty(len(queries), np.float64)
+    rounding = _rounding(queries, gallery)
     for first in range(0, len(queries), BLOCK):
-        scores = queries[first : first + BLOCK] @ gallery.T
-        own = scores[np.arange(len(scores)), positives[first : first + BLOCK]]
-        ranks[first : first + BLOCK] = (scores > own[:, None]).sum(1) + 1
+        scores = queries[first : first + BLOCK] @ gallery.T  # [block, N]
+        own = scores[np.arange(len(scores)), positives[first : first + BLOCK]][:, None]
+        within = rounding[first : first + BLOCK, None]
+        better = (scores > own + within).sum(1)
+        equal = (scores >= own - within).sum(1) - better  # the own row among them
+        ranks[first : first + BLOCK] = better + (equal + 1) / 2
     return ranks
 
 
 def ranks_of_best_query(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None = None) -> np.ndarray:
-    """The other direction, int64 [N]: place, among all queries, of the best of those that belong to a gallery row.
+    """The other direction, float64 [N]: place, among all queries, of the best of those that belong to a gallery row.
 
-    Arguments as for `ranks_of_positives`; every row of the gallery needs a query.
+    Arguments as for `ranks_of_positives`; every row of the gallery needs a query. Where queries of other rows score the
+    same as the best own ones, the place is the mean over all orders that these could come in.
     """
     positives = _check(queries, gallery, positives)
     order = np.argsort(positives, kind="stable")
@@ -40,13 +46,30 @@ def ranks_of_best_query(queries: np.ndarray, gallery: np.ndarray, positives: np.
     bounds = np.searchsorted(owners, np.arange(len(gallery) + 1))
     if (np.diff(bounds) == 0).any():
         raise InputError(f"clip {int(np.flatnonzero(np.diff(bounds) == 0)[0])} of the gallery has no query")
-    ranks = np.empty(len(gallery), np.int64)
+    ranks = np.empty(len(gallery), np.float64)
+    rounding = _rounding(gallery, queries)
     for first in range(0, len(gallery), BLOCK):
-        scores = gallery[first : first + BLOCK] @ queries.T
+        scores = gallery[first : first + BLOCK] @ queries.T  # [block, Q]
         for row, values in enumerate(scores, first):
-            best = values[bounds[row] : bounds[row + 1]].max()
-            ranks[row] = (values > best).sum() + 1
+            own = values[bounds[row] : bounds[row + 1]]
+            best, within = own.max(), rounding[row]
+            better = int((values > best + within).sum())
+            own_equal = int((own >= best - within).sum())
+            others = int((values >= best - within).sum()) - better - own_equal
+            # The first of m own among t others stands, on average, behind t / (m + 1) of them.
+            ranks[row] = better + 1 + others / (own_equal + 1)
     return ranks
+
+
+def _rounding(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """float [rows, ]: by how much inner products with `others` may differ for no other reason than their rounding.
+
+    Matrix products add in an order that depends on the place in the matrix, so that equal vectors do not give equal
+    scores to the last bit.
+    """
+    precision = np.finfo(np.result_type(rows, others, np.float32)).eps
+    longest = np.linalg.norm(others, axis=1).max()
+    return 4 * precision * longest * np.linalg.norm(rows, axis=1)
 
 
 def _check(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None) -> np.ndarray:
@@ -75,6 +98,7 @@ def best_matches(queries: np.ndarray, gallery: np.ndarray, count: int) -> np.nda
 def retrieval_metrics(ranks: np.ndarray, gallery: int) -> dict[str, float]:
     """R@1, R@5, R@10 in percent, median and mean rank, and what R@1 a random order would give.
 
+    `ranks` count from 1 and may be x.5 where scores are equal: within the first k is a rank of at most k.
     `gallery` is the number of clips, which is also the chance of video to text: a clip has Q / N of Q queries.
     """
     metrics: dict[str, float] = {"queries": len(ranks)}
