@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "evaluate crosstask": ("evaluate_actions", "CrossTaskConfig", "evaluate_crosstask", "localisation of steps"),
     "evaluate msrvtt-qa": ("evaluate_actions", "QuestionConfig", "evaluate_questions", "multiple-choice questions"),
     "evaluate mteb": ("evaluate_mteb", "MTEBConfig", "evaluate_mteb", "tasks of the field's own harness"),
+    "compare": ("compare", "CompareConfig", "compare", "two retrieval results, with intervals and p"),
     "report": ("report", "ReportConfig", "report", "results as one self-contained page"),
     "convert mmpt": ("convert", "ConvertMMPTConfig", "convert_mmpt", "a published VideoCLIP checkpoint into a model"),
     "convert features": ("convert", "ConvertFeaturesConfig", "convert_features", "a folder of .npy tokens into shards"),

@@ -29,7 +29,16 @@ class ZeroShotConfig:
 
 
 @dataclass(frozen=True)
-class RetrievalConfig(ZeroShotConfig):
+class GalleryConfig(ZeroShotConfig):
+    """What retrieval evaluations have in common."""
+
+    gallery: Path | None = None
+    """What each video is about, a json object {video_id: topic} or HowTo100M_v1.csv: texts and clips of one topic are
+    ranked among themselves, which asks for near things to be told apart. Without it all are ranked together."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(GalleryConfig):
     """Text-to-video retrieval over YouCook2's annotated clips: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -39,7 +48,7 @@ class RetrievalConfig(ZeroShotConfig):
 
 
 @dataclass(frozen=True)
-class MSRVTTConfig(ZeroShotConfig):
+class MSRVTTConfig(GalleryConfig):
     """Text-to-video retrieval over whole MSR-VTT videos: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -50,7 +59,7 @@ class MSRVTTConfig(ZeroShotConfig):
 
 
 @dataclass(frozen=True)
-class DiDeMoConfig(ZeroShotConfig):
+class DiDeMoConfig(GalleryConfig):
     """Text-to-video retrieval over whole DiDeMo videos: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -104,39 +113,51 @@ def evaluate_didemo(config: DiDeMoConfig) -> dict[str, Any]:
     return _retrieve(config, read_didemo(config.annotations, config.queries))
 
 
-def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[str, Any]:
+def _retrieve(config: GalleryConfig, annotated: list[AnnotatedClip]) -> dict[str, Any]:
     """Embed clips and sentences, rank each for the other, and write metrics and predictions."""
     import numpy as np
 
     from videoclip.evaluation.localization import embed_windows
-    from videoclip.evaluation.retrieval import (
-        best_matches,
-        gather_clips,
-        ranks_of_best_query,
-        ranks_of_positives,
-        retrieval_metrics,
-        windows_of_lengths,
-    )
+    from videoclip.evaluation.retrieval import gather_clips, retrieval_metrics, retrieve, windows_of_lengths
 
     model, shards = load_model_and_shards(config.model, config.shards)
     gathered = gather_clips(shards, annotated, model.config.max_seconds)
     clips = gathered.clips
+    galleries = None if config.gallery is None else _galleries(clips, config.gallery)
     videos = embed_windows(model, gathered.tokens, windows_of_lengths(gathered.lengths))
     positives = np.repeat(np.arange(len(clips)), [len(clip.sentences) for clip in clips])
     sentences = [sentence for clip in clips for sentence in clip.sentences]
     texts = embed_texts(model, sentences, config.templates)
-    ranks = ranks_of_positives(texts, videos, positives)
+    result = retrieve(texts, videos, positives, galleries)
     metrics = {
-        **retrieval_metrics(ranks, len(clips)),
+        **retrieval_metrics(result.ranks, result.size),
         "clips": len(clips),
         "dropped": gathered.dropped,
-        "video_to_text": retrieval_metrics(ranks_of_best_query(texts, videos, positives), len(clips)),
+        "video_to_text": retrieval_metrics(result.clip_ranks, result.clip_size),
     }
+    if galleries is not None:
+        metrics["galleries"] = len(set(galleries))
     rows = [
         {**_as_row(clips[own], sentence), "rank": float(rank), "found": [_as_row(clips[i]) for i in best]}
-        for own, sentence, rank, best in zip(positives, sentences, ranks, best_matches(texts, videos, 3))
+        for own, sentence, rank, best in zip(positives, sentences, result.ranks, result.found)
     ]
     return write_results(config.output, metrics, rows)
+
+
+def _galleries(clips: list[AnnotatedClip], path: Path) -> list[str]:
+    """The topic of every clip's video.
+
+    Raises InputError if a video has none: leaving it out would compare other queries with other queries.
+    """
+    from videoclip.data.howto100m import read_topics
+
+    topics = read_topics(path)
+    missing = sorted({clip.video_id for clip in clips} - topics.keys())
+    if missing:
+        raise InputError(
+            f"{path}: has no topic for {len(missing)} of the evaluated videos, for instance {missing[0]!r}; add them"
+        )
+    return [topics[clip.video_id] for clip in clips]
 
 
 def write_results(output: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

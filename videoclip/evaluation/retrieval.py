@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,18 +96,58 @@ def best_matches(queries: np.ndarray, gallery: np.ndarray, count: int) -> np.nda
     return found
 
 
-def retrieval_metrics(ranks: np.ndarray, gallery: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Retrieved:
+    """Ranks of every text among clips float64 [Q], of every clip among texts float64 [C], and what was found.
+
+    `found`: for each text the rows of the first clips, best first; `size`: the clips of its gallery, int64 [Q];
+    `clip_size`: of every clip's own gallery, int64 [C].
+    """
+
+    ranks: np.ndarray
+    clip_ranks: np.ndarray
+    found: list[np.ndarray]
+    size: np.ndarray
+    clip_size: np.ndarray
+
+
+def retrieve(
+    texts: np.ndarray, videos: np.ndarray, positives: np.ndarray, galleries: Sequence[str] | None = None, count: int = 3
+) -> Retrieved:
+    """Rank texts [Q, H] and clips [C, H] for each other; text q belongs to clip `positives[q]`.
+
+    `galleries` names the gallery of each clip, for instance its topic: only clips and texts of the same one meet.
+    Without it all do. Raises InputError as `ranks_of_positives`.
+    """
+    names = np.zeros(len(videos), np.int64) if galleries is None else np.unique(list(galleries), return_inverse=True)[1]
+    ranks, clip_ranks = np.empty(len(texts)), np.empty(len(videos))
+    found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(texts)
+    sizes = np.bincount(names)[names]
+    place = np.empty(len(videos), np.int64)  # of a clip in its gallery
+    for name in np.unique(names):
+        clips, asked = np.flatnonzero(names == name), np.flatnonzero(names[positives] == name)
+        place[clips] = np.arange(len(clips))
+        own = place[positives[asked]]
+        ranks[asked] = ranks_of_positives(texts[asked], videos[clips], own)
+        clip_ranks[clips] = ranks_of_best_query(texts[asked], videos[clips], own)
+        for query, best in zip(asked.tolist(), best_matches(texts[asked], videos[clips], count)):
+            found[query] = clips[best]
+    return Retrieved(ranks, clip_ranks, found, sizes[positives], sizes)
+
+
+def retrieval_metrics(ranks: np.ndarray, gallery: int | np.ndarray) -> dict[str, float]:
     """R@1, R@5, R@10 in percent, median and mean rank, and what R@1 a random order would give.
 
     `ranks` count from 1 and may be x.5 where scores are equal: within the first k is a rank of at most k.
-    `gallery` is the number of clips, which is also the chance of video to text: a clip has Q / N of Q queries.
+    `gallery` is the number of clips, one for all or int64 [Q]. It is also the chance of video to text: a clip has Q / N
+    of Q queries.
     """
     metrics: dict[str, float] = {"queries": len(ranks)}
     for k in (1, 5, 10):
         metrics[f"R@{k}"] = round(100 * float((ranks <= k).mean()), 2)
     metrics["MedR"] = float(np.median(ranks))
     metrics["MeanR"] = round(float(ranks.mean()), 2)
-    metrics["chance_R@1"] = round(100 / gallery, 2)
+    metrics["chance_R@1"] = round(100 * float(np.mean(1 / np.asarray(gallery))), 2)
     return metrics
 
 
