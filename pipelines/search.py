@@ -74,8 +74,9 @@ def build_index(config: IndexConfig) -> None:
     Raises InputError if model and shards do not fit each other, or the options make no windows.
     """
     from pipelines.evaluate import load_model_and_shards
-    from videoclip.retrieval.index import SimilarityIndex, choose_index
+    from videoclip.retrieval.index import SimilarityIndex, choose_index, load_faiss
 
+    load_faiss()  # before all windows are embedded for an index that cannot be made
     config = with_absolute_paths(config)
     if not 1 <= config.stride <= config.window:
         raise InputError("a stride must be at least one second and at most a window, or seconds would be missed")

@@ -61,7 +61,10 @@ def cluster_videos(
 
 
 def check_options(videos_per_batch: int, mode: str, hardness: float) -> None:
-    """Raises InputError if `cluster_videos` cannot have these options; for callers that embed videos first."""
+    """For callers that embed videos first: raises InputError if `cluster_videos` cannot have these options.
+
+    Also if `paper` has no Faiss to find neighbours with.
+    """
     if mode not in MODES:
         raise InputError(f"unknown clustering mode {mode!r}; choose one of {', '.join(MODES)}")
     if videos_per_batch < 1:
@@ -70,6 +73,8 @@ def check_options(videos_per_batch: int, mode: str, hardness: float) -> None:
         raise InputError(f"hardness must lie between 0 (random) and 1 (as similar as possible), not {hardness}")
     if hardness != 1 and mode != "cover":
         raise InputError(f"hardness steers the mode cover; {mode!r} has none")
+    if mode == "paper":
+        load_faiss()  # which `cover` needs for more videos than a cell holds only
 
 
 def _cover(embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator) -> list[np.ndarray]:
