@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "evaluate crosstask": "evaluate_actions:evaluate_crosstask",
     "evaluate msrvtt-qa": "evaluate_actions:evaluate_questions",
     "evaluate mteb": "evaluate_mteb:evaluate_mteb",
+    "compare": "compare:compare",
     "report": "report:report",
     "convert mmpt": "convert:convert_mmpt",
     "convert features": "convert:convert_features",

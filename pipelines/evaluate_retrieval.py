@@ -10,14 +10,24 @@ from pipelines.evaluate import ZeroShotConfig, write_results
 from pipelines.figures import Figures
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.didemo import read_didemo
+from videoclip.data.howto100m import read_topics
 from videoclip.data.msrvtt import read_msrvtt
 from videoclip.data.youcook2 import read_youcook2
 from videoclip.evaluation.inputs import load_model_and_shards
-from videoclip.evaluation.retrieval import retrieve
+from videoclip.evaluation.retrieval import retrieve_clips
 
 
 @dataclass(frozen=True)
-class RetrievalConfig(ZeroShotConfig):
+class GalleryConfig(ZeroShotConfig):
+    """What retrieval evaluations have in common."""
+
+    gallery: Path | None = None
+    """What each video is about, a json object {video_id: topic} or HowTo100M_v1.csv: texts and clips of one topic are
+    ranked among themselves, which asks for near things to be told apart. Without it all are ranked together."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(GalleryConfig):
     """Text-to-video retrieval over YouCook2's annotated clips: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -27,7 +37,7 @@ class RetrievalConfig(ZeroShotConfig):
 
 
 @dataclass(frozen=True)
-class MSRVTTConfig(ZeroShotConfig):
+class MSRVTTConfig(GalleryConfig):
     """Text-to-video retrieval over whole MSR-VTT videos: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -38,7 +48,7 @@ class MSRVTTConfig(ZeroShotConfig):
 
 
 @dataclass(frozen=True)
-class DiDeMoConfig(ZeroShotConfig):
+class DiDeMoConfig(GalleryConfig):
     """Text-to-video retrieval over whole DiDeMo videos: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -66,6 +76,7 @@ def evaluate_didemo(config: DiDeMoConfig) -> Figures:
     return _retrieve(config, read_didemo(config.annotations, config.queries))
 
 
-def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> Figures:
+def _retrieve(config: GalleryConfig, annotated: list[AnnotatedClip]) -> Figures:
+    topics = None if config.gallery is None else read_topics(config.gallery)
     model, shards = load_model_and_shards(config.model, config.shards)
-    return write_results(config.output, *retrieve(model, shards, annotated, config.templates))
+    return write_results(config.output, *retrieve_clips(model, shards, annotated, config.templates, topics))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
-from videoclip.files import read_json_lines
+from videoclip.files import read_json, read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.synthetic.kitchen import plan_kitchen
 
@@ -381,6 +382,19 @@ def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Pa
     assert sorted(m.video_id for m in videos) == sorted(shards.video_ids())
     covered = np.load(tmp_path / "index" / "windows.npz")["windows"]
     assert all(covered[covered[:, 0] == r, 2].max() == s for r, s in enumerate(shards.seconds()))
+
+
+def test_an_index_is_tuned_with_captions_where_there_are_some_and_says_so(
+    ray: None, trained: Path, tokens: Path, tmp_path: Path
+) -> None:
+    for split, told in (("train", " captions, "), ("test", "(asked with windows: the shards have no captions)")):
+        build_index(IndexConfig(trained / "model", tokens / split, tmp_path / split, faiss_index="IVF4,Flat"))
+        description = read_json(tmp_path / split / "index.json")["description"]
+        assert "inverted lists probed, recall@64 " in description and told in description
+        if split == "train":
+            said = {text for record in Shards(tokens / split) for text in record.captions.text}
+            count = int(re.search(r"of (\d+) captions", description)[1])
+            assert count == min(512, len(said))
 
 
 def test_an_index_of_another_model_or_a_damaged_one_is_refused(

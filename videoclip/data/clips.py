@@ -93,7 +93,8 @@ def sample_pairs(
     """Draw `clips_per_video` pairs from each of V videos.
 
     `starts`, `ends` (float [C], seconds) and `words` (int [C], words a caption) describe all captions of the videos,
-    one video after the other; `captions` and `seconds` (int [V]) count those of each video, both at least 1.
+    one video after the other; `captions` and `seconds` (int [V]) count those of each video, both at least 1. Every
+    video has a word: see `ClipSampler.usable_rows`.
     """
     video = np.repeat(np.arange(len(captions)), config.clips_per_video)
     first = (np.cumsum(captions) - captions)[video]
@@ -106,7 +107,9 @@ def sample_pairs(
         forward = generator.random(len(video)) < 0.5
         forward = np.where(j == last, False, np.where(i == first, True, forward))
         candidate = np.clip(np.where(forward, j + 1, i - 1), first, last)
-        growing &= ~((i == first) & (j == last)) & (total + words[candidate] <= budget)
+        # A caption without a word takes any neighbour, which is then cut to the budget: no text is empty.
+        fits = (total == 0) | (total + words[candidate] <= budget)
+        growing &= ~((i == first) & (j == last)) & fits
         total = total + np.where(growing, words[candidate], 0)
         i, j = np.where(growing & ~forward, candidate, i), np.where(growing & forward, candidate, j)
     begin, finish = starts[i].astype(np.float64), _latest_end(ends, i, j)
