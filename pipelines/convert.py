@@ -67,10 +67,10 @@ def convert_mmpt(config: ConvertMMPTConfig) -> None:
                 f"{config.tokenizer}: knows {tokenizer.vocabulary} words but the checkpoint {model.config.vocabulary}; "
                 "it was trained with another tokenizer"
             )
-        model.set_frozen("tokenizer", tokenizer)
+        model.frozen.tokenizer = tokenizer
     if config.video_encoder is not None:
         encoder = S3D.from_howto100m(config.video_encoder)
-        model.set_frozen("video encoder", encoder)
+        model.frozen.video_encoder = encoder
         model.config = replace(model.config, video_encoder=encoder.fingerprint())
     model.save_pretrained(config.output)
     print(f"{config.output}: {model.config.transformer} transformers, {model.config.width} wide. It expects")

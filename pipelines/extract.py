@@ -123,7 +123,7 @@ def _note_captions_without_video(captions: dict[str, Any], paths: dict[str, Path
 
 def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
     """The frozen encoder, saved in the output for all workers to read; made and calibrated on the first run."""
-    from videoclip.encoders.video_encoder import load_video_encoder
+    from videoclip.encoders.catalog import load_video_encoder
 
     if config.encoder_from is not None:
         encoder = load_video_encoder(config.encoder_from)
@@ -227,7 +227,7 @@ class EncodeVideo:
     def __init__(self, encoder_folder: str, attempts: str) -> None:
         import torch
 
-        from videoclip.encoders.video_encoder import load_video_encoder
+        from videoclip.encoders.catalog import load_video_encoder
 
         torch.set_num_threads(1)  # one actor a CPU; threads of several would fight
         self.encoder = load_video_encoder(Path(encoder_folder))
