@@ -73,6 +73,7 @@ def build_index(config: IndexConfig) -> None:
 
     Raises InputError if model and shards do not fit each other, or the options make no windows.
     """
+    from videoclip.embedding import embed_texts
     from videoclip.evaluation.inputs import load_model_and_shards
     from videoclip.retrieval.index import SimilarityIndex, choose_index, load_faiss
 
@@ -91,7 +92,7 @@ def build_index(config: IndexConfig) -> None:
     features = np.concatenate([part["features"] for part in parts])
     kind = config.faiss_index or choose_index(*features.shape)
     captions = [] if kind == "Flat" else _sample_of_captions(shards)
-    texts = model.encode_text(captions).cpu().numpy() if captions else None
+    texts = embed_texts(model, captions) if captions else None
     index = SimilarityIndex.build(features, kind, texts, "captions")
     asked = " (asked with windows: the shards have no captions)" if kind != "Flat" and not captions else ""
     with atomic_path(config.output / "index.faiss") as temporary:
