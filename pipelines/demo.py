@@ -12,7 +12,7 @@ from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, PretrainResult, pretrain
 from pipelines.ray_session import ray_session, run_tasks
 from pipelines.report import MOMENT_ROWS, ReportConfig, report
-from pipelines.runs import Stopwatch
+from pipelines.runs import Stopwatch, writes_output
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_json, write_text
@@ -48,6 +48,7 @@ class Corpus:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
+@writes_output
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Run corpus, extraction, pretraining, evaluation and report; returns what `report.json` holds."""
     if config.ablate:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.pretrain_worker import train_worker
 from pipelines.ray_session import cluster_processors, ray_session
-from pipelines.runs import as_json, start_run, with_absolute_paths
+from pipelines.runs import as_json, start_run, with_absolute_paths, writes_output
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
 from videoclip.files import read_json_lines
@@ -97,6 +97,7 @@ class PretrainResult:
     cluster_seconds: float
 
 
+@writes_output
 def pretrain(config: PretrainConfig) -> PretrainResult:
     """Run the stage.
 
@@ -109,7 +110,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     if Path(config.text).is_dir():
         config = replace(config, text=str(Path(config.text).resolve()))
     shards = Shards(config.shards, verify=config.verify)
-    identity = _identity(config, [part.sha256 for part in shards.manifest.parts])
+    identity = _identity(config, [part.digest for part in shards.manifest.parts])
     _refuse_other_run(config.output, identity)
     finished = config.output / "model" / "config.json"
     if finished.exists():

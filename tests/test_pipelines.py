@@ -118,7 +118,7 @@ def kill_first_worker(name: str, ready: Callable[[], bool]) -> tuple[list[int], 
 
 def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
     marks = tmp_path / "tokens" / ".attempts"
-    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*")))  # while it is at work on a video
+    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*/*")))  # while it is at work on a video
     shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
     thread.join()
     assert killed, "the test must have killed a worker"
