@@ -6,28 +6,32 @@ import hashlib
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipelines.caption_source import CAPTIONS, CaptionSource
 from pipelines.ray_session import cluster_processors, ray_session
-from pipelines.runs import Quarantine, refuse_other_run, start_run, with_absolute_paths, writes_output
-from videoclip.data.captions import NO_CAPTIONS, Captions, read_captions, remove_rolling_repeats
-from videoclip.data.howto100m import read_raw_captions
-from videoclip.data.recaption import recaption
+from pipelines.runs import (
+    IDENTITY,
+    Quarantine,
+    configuration_before,
+    refuse_other_run,
+    start_run,
+    with_absolute_paths,
+    writes_output,
+)
 from videoclip.data.shards import MANIFEST, Manifest, Shards, ShardWriter, VideoRecord, check_encoder
 from videoclip.data.video import find_videos
 from videoclip.errors import InputError
-from videoclip.files import read_json, sha256, write_json
+from videoclip.files import sha256
 
 VIDEOS_AT_ONCE = 4096  # handed to Ray together; a dataset of a million one-video blocks would swamp its scheduler
 ATTEMPTS = 3  # a video that takes its worker down this often in one run goes to quarantine
 ATTEMPTS_FOLDER = ".attempts"  # a mark for each video that is being encoded; it outlives a worker that dies
-CAPTIONS = "captions.json"  # which captions the shards hold, and how they were prepared
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,18 @@ def extract(config: ExtractConfig) -> Shards:
     encoder = _prepare_encoder(config, list(paths.values()))
     manifest = Manifest(encoder.name, encoder.fingerprint(), encoder.dimension)
     identity = _identity(config)
-    if config.encoder_from is None:  # where it is given, the fingerprint has said all
-        refuse_other_run(config.output, identity)
+    before = configuration_before(config.output, "extract")
+    if config.encoder_from is None:  # where it is given, the fingerprint says all
+        refuse_other_run(config.output, identity, _identity_before(config, before))
     done = _done(config.output, manifest, paths)
-    captions = CaptionSource.open(config, quarantine)
-    fresh = not (config.output / "video_encoder.json").exists()
-    start_run(config.output, "extract", config, identity if fresh else None)
-    if fresh:
+    if config.captions is None and (before.get("captions") or (config.output / CAPTIONS).exists()):
+        raise InputError(
+            f"{config.output}: was made with captions; give --captions again (the same, or others in their place), "
+            "or choose another --output"
+        )
+    captions = CaptionSource(config.captions, config.keep_rolling_repeats, config.seed, quarantine)
+    start_run(config.output, "extract", config, None if (config.output / IDENTITY).exists() else identity)
+    if not (config.output / MANIFEST).exists():
         encoder.save(config.output)
     captions.note_unused(paths)
     captions.update_shards(config.output)
@@ -92,8 +101,9 @@ def extract(config: ExtractConfig) -> Shards:
     left_out = quarantine.video_ids() | done
     todo = [(video_id, path) for video_id, path in paths.items() if video_id not in left_out]
     if todo or not _is_complete(config.output):
-        if not _encode_all(todo, len(paths), config, manifest, captions).parts:
-            raise InputError(f"{config.videos}: none of the {len(paths)} videos could be used; see {quarantine.path}")
+        _encode_all(todo, len(paths), config, manifest, captions)
+    if not Manifest.read(config.output).parts:
+        raise InputError(f"{config.videos}: none of the {len(paths)} videos could be used; see {quarantine.path}")
     shards = Shards(config.output)
     hours = shards.seconds().sum() / 3600
     print(f"{len(shards)} videos, {hours:.2f} hours of tokens in {config.output}; {quarantine.summary()}")
@@ -102,8 +112,8 @@ def extract(config: ExtractConfig) -> Shards:
 
 def _encode_all(
     todo: list[tuple[str, Path]], total: int, config: ExtractConfig, manifest: Manifest, captions: CaptionSource
-) -> Manifest:
-    """Encode what is missing into the shards, under a progress bar; returns the finished manifest."""
+) -> None:
+    """Encode what is missing into the shards, under a progress bar."""
     from tqdm import tqdm
 
     quarantine = captions.quarantine
@@ -122,7 +132,7 @@ def _encode_all(
                 except InputError as error:
                     quarantine.add(row["video_id"], str(error))
             quarantine.save()
-    return writer.close()
+    writer.close()
 
 
 def _done(folder: Path, manifest: Manifest, paths: dict[str, Path]) -> set[str]:
@@ -156,85 +166,13 @@ def _identity(config: ExtractConfig) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class CaptionSource:
-    """The captions that were asked for: `raw` by video id as they were read, and how they are to be prepared.
-
-    `description` is what `captions.json` holds: with it equal, the same videos get the same captions.
-    """
-
-    raw: dict[str, Any]
-    description: dict[str, Any] | None
-    keep_rolling_repeats: bool
-    seed: int
-    quarantine: Quarantine
-
-    @classmethod
-    def open(cls, config: ExtractConfig, quarantine: Quarantine) -> CaptionSource:
-        """Raises InputError if the file cannot be read, or if the shards have captions and none are asked for."""
-        if config.captions is None:
-            if (config.output / CAPTIONS).exists():
-                raise InputError(
-                    f"{config.output}: was made with captions; give --captions again (the same, or others in their "
-                    "place), or choose another --output"
-                )
-            return cls({}, None, config.keep_rolling_repeats, config.seed, quarantine)
-        repeats: dict[str, Any] = {"keep_rolling_repeats": config.keep_rolling_repeats}
-        if not config.keep_rolling_repeats:
-            repeats["seed"] = config.seed
-        description = {"sha256": _digest(config.captions), **repeats}
-        raw = read_raw_captions(config.captions)
-        return cls(raw, description, config.keep_rolling_repeats, config.seed, quarantine)
-
-    def update_shards(self, folder: Path) -> None:
-        """Give the videos that are there already these captions, if they have others or none."""
-        if self.description is None:
-            return
-        path = folder / CAPTIONS
-        if path.exists() and read_json(path) == self.description:
-            return
-        if (folder / MANIFEST).exists():
-            self.quarantine.forget(what="captions")
-            changed = recaption(folder, self.of_video)
-            if changed:
-                print(f"{folder}: {changed} parts have new captions; no video was encoded again")
-        write_json(path, self.description)
-
-    def of_video(self, video_id: str, seconds: int) -> Captions:
-        """Captions of a video of so many tokens; what cannot be used is noted in the quarantine list."""
-        if video_id not in self.raw:
-            return NO_CAPTIONS
-        try:
-            captions, rejected = read_captions(self.raw[video_id], float(seconds))
-        except ValueError as error:
-            self.quarantine.add(video_id, f"its captions cannot be used: {error}", "captions")
-            return NO_CAPTIONS
-        for reason, count in rejected.items():
-            self.quarantine.add(video_id, f"{count} caption lines left out: {reason}", "captions")
-        if self.keep_rolling_repeats:
-            return captions
-        generator = np.random.default_rng([self.seed, zlib.crc32(video_id.encode())])
-        return remove_rolling_repeats(captions, generator)
-
-    def note_unused(self, paths: dict[str, Path]) -> None:
-        """Note the captions of videos that are not there."""
-        for video_id in self.raw:
-            if video_id not in paths:
-                unsafe = os.sep in video_id or video_id in ("", ".", "..")
-                reason = (
-                    "an id that is a path cannot be a video's" if unsafe else "captions of a video that is not there"
-                )
-                self.quarantine.add(video_id, reason, "captions")
-
-
-def _digest(captions: Path) -> str:
-    """Hexadecimal SHA-256 of a file of captions, or of all csv files of a folder and their names."""
-    if not captions.is_dir():
-        if not captions.is_file():
-            raise InputError(f"{captions}: no such file")
-        return sha256(captions)
-    files = sorted(captions.glob("*.csv"))
-    return hashlib.sha256("".join(f"{file.name}\0{sha256(file)}\n" for file in files).encode()).hexdigest()
+def _identity_before(config: ExtractConfig, before: dict[str, Any]) -> dict[str, Any] | None:
+    """The identity of a run that wrote `extract.json` alone, as runs did before there was `run.json`."""
+    if not before:
+        return None
+    paths = {name: Path(before[name]) if before[name] else None for name in ("weights", "encoder_from")}
+    values = {name: before[name] for name in ("encoder", "seed", "calibration_clips")}
+    return _identity(replace(config, **values, **paths))
 
 
 def _videos_by_id(folder: Path, quarantine: Quarantine) -> dict[str, Path]:

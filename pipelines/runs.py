@@ -83,18 +83,28 @@ def locked(folder: Path, stage: str) -> Iterator[None]:
         yield
 
 
-def refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raises InputError if the folder holds a run of another identity (`run.json`: what makes two runs the same)."""
+def refuse_other_run(folder: Path, identity: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> None:
+    """Raises InputError if the folder holds a run of another identity (`run.json`: what makes two runs the same).
+
+    `before` is the identity of the run there, where it is older than `run.json`.
+    """
     path = Path(folder) / IDENTITY
-    if not path.exists():
+    stored = read_json(path) if path.exists() else as_json(dict(before or {}))
+    if not stored:
         return
-    stored, asked = read_json(path), as_json(dict(identity))
+    asked = as_json(dict(identity))
     differing = sorted(key for key in {*stored, *asked} if stored.get(key) != asked.get(key))
     if differing:
         raise InputError(
             f"{folder}: holds a run with other {', '.join(differing)}; give the same options to continue it, "
             "or another --output to start anew"
         )
+
+
+def configuration_before(folder: Path, stage: str) -> dict[str, Any]:
+    """The options of the last run of a stage into this folder, as JSON values; empty where there was none."""
+    path = Path(folder) / f"{stage}.json"
+    return dict(read_json(path)["configuration"]) if path.exists() else {}
 
 
 def start_run(folder: Path, stage: str, config: Any, identity: Mapping[str, Any] | None = None) -> None:
