@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.ray_session import ray_session
-from pipelines.runs import Quarantine, embed_parts, start_run, with_absolute_paths
+from pipelines.runs import Quarantine, embed_parts, start_run, with_absolute_paths, writes_output
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
 from videoclip.evaluation.inputs import load_model_and_shards
@@ -47,6 +47,7 @@ class ClusterConfig:
     """Ray cluster to join; without it Ray runs on this machine."""
 
 
+@writes_output
 def cluster(config: ClusterConfig) -> list[list[str]]:
     """Run the stage; returns the batches as lists of video ids.
 
@@ -89,7 +90,7 @@ def _embed(config: ClusterConfig, model: Any, shards: Any, quarantine: Quarantin
 
     CaptionWords(shards, model.tokenizer(), config.output)  # once, for all tasks to find
     settings = f"{config.clips_per_video}-{config.seed}"
-    paths = embed_parts(_embed_part, config, shards, "embedded", settings, "embedding")
+    paths = embed_parts(_embed_some, config, shards, "embedded", settings, "embedding")
     return _join(config, shards, paths, model.config.width, quarantine)
 
 
@@ -120,7 +121,8 @@ def _join(config: ClusterConfig, shards: Any, paths: list[Path], width: int, qua
     return rows
 
 
-def _embed_part(config: ClusterConfig, number: int, path: Path) -> int:
+def _embed_some(config: ClusterConfig, parts: list[tuple[int, Path]]) -> int:
+    """Embed the videos of several parts, each into its file; the shards' other parts are not opened."""
     import torch
 
     from videoclip.data.clips import ClipSampler
@@ -136,8 +138,8 @@ def _embed_part(config: ClusterConfig, number: int, path: Path) -> int:
         min_seconds=min(3, model.config.max_seconds),
     )
     sampler = ClipSampler(shards, model.tokenizer(), clips, config.output)
-    usable = sampler.usable_rows()
-    rows = usable[(usable >= shards.first_rows[number]) & (usable < shards.first_rows[number + 1])]
-    embeddings = embed_videos(model, sampler, rows, config.seed, 0).astype(np.float16)
-    write_arrays(path, rows=rows, embeddings=embeddings)
-    return 1
+    for number, path in parts:
+        rows = sampler.usable_rows_of_part(number)
+        embeddings = embed_videos(model, sampler, rows, config.seed, 0).astype(np.float16)
+        write_arrays(path, rows=rows, embeddings=embeddings)
+    return len(parts)

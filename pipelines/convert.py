@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from pipelines.runs import Quarantine
+from pipelines.runs import Quarantine, writes_output
 from videoclip.errors import InputError
 
 
@@ -51,6 +51,7 @@ class ConvertShardsConfig:
     output: Annotated[Path, Positional]
 
 
+@writes_output
 def convert_mmpt(config: ConvertMMPTConfig) -> None:
     """Raises InputError if the checkpoint cannot be read safely or is of another model."""
     from dataclasses import replace
@@ -78,6 +79,7 @@ def convert_mmpt(config: ConvertMMPTConfig) -> None:
         print(f"  {name}: {value}")
 
 
+@writes_output
 def convert_features(config: ConvertFeaturesConfig) -> None:
     """Raises InputError if nothing in the folder can be used; bad arrays and caption lines go to quarantine."""
     from videoclip.convert import features_to_shards
@@ -98,6 +100,7 @@ def convert_features(config: ConvertFeaturesConfig) -> None:
     print(f"{config.output}: shards written; {quarantine.summary()}")
 
 
+@writes_output
 def convert_shards(config: ConvertShardsConfig) -> None:
     """Raises InputError if the shards are damaged or an id cannot be a file name."""
     from videoclip.convert import shards_to_features

@@ -13,7 +13,7 @@ from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import PretrainConfig, PretrainResult, pretrain
 from pipelines.ray_session import ray_session, run_tasks
 from pipelines.report import MOMENT_ROWS, ReportConfig, report
-from pipelines.runs import Stopwatch
+from pipelines.runs import Stopwatch, writes_output
 from videoclip.data.clips import ClipConfig
 from videoclip.data.shards import Manifest
 from videoclip.errors import InputError
@@ -53,6 +53,7 @@ class Corpus:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
+@writes_output
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Run corpus, extraction, pretraining, evaluation and report; returns what `report.json` holds."""
     if config.ablate:
