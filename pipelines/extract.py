@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray.data
+import torch
+from tqdm import tqdm
 
 from pipelines.caption_source import CAPTIONS, CaptionSource
 from pipelines.ray_session import cluster_processors, ray_session
@@ -117,8 +120,6 @@ def _encode_all(
     todo: list[tuple[str, Path]], total: int, config: ExtractConfig, manifest: Manifest, captions: CaptionSource
 ) -> None:
     """Encode what is missing into the shards, under a progress bar."""
-    from tqdm import tqdm
-
     quarantine = captions.quarantine
     writer = ShardWriter(config.output, manifest, config.videos_per_part)
     with ray_session(config.address), tqdm(total=total, initial=total - len(todo), unit="video") as bar:
@@ -250,8 +251,6 @@ def _is_complete(folder: Path) -> bool:
 
 def _encode(todo: list[tuple[str, Path]], config: ExtractConfig) -> Iterator[dict[str, Any]]:
     """Rows of `EncodeVideo`, in the order of `todo`, whichever worker finishes first: parts come out the same."""
-    import ray.data
-
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -276,17 +275,13 @@ class EncodeVideo:
     """A Ray actor: holds the encoder, turns one video a call into tokens or into the reason why not."""
 
     def __init__(self, encoder_folder: str, attempts: str) -> None:
-        import torch
-
-            torch.set_num_threads(1)  # one actor a CPU; threads of several would fight
+        torch.set_num_threads(1)  # one actor a CPU; threads of several would fight
         self.encoder = load_video_encoder(Path(encoder_folder))
         if torch.cuda.is_available():
             self.encoder.to("cuda").half()
         self.attempts = Path(attempts)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from videoclip.data.video import probe
-
         result = {"video_id": row["video_id"], "tokens": b"", "duration": 0.0, "reason": "", "kind": "input"}
         path = Path(row["path"])
         mark = self.attempts / hashlib.sha256(row["video_id"].encode()).hexdigest()
@@ -314,8 +309,6 @@ class EncodeVideo:
     def _recover(self) -> None:
         """Free the GPU's memory. Where the GPU no longer answers, nothing works in this process any more: it ends, Ray
         starts another, and the mark counts the death."""
-        import torch
-
         if torch.cuda.is_available():
             try:
                 torch.cuda.empty_cache()

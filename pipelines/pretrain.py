@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -32,7 +32,7 @@ from videoclip.files import read_json, read_json_lines
 from videoclip.pretrained import find_folder
 from videoclip.recipes import recipe_named
 from videoclip.recipes import videoclip as videoclip_recipe
-from videoclip.retrieval.clustering import check_options
+from videoclip.retrieval.clustering import Mode, check_options
 from videoclip.retrieval.epochs import BatchOptions
 from videoclip.retrieval.false_negatives import FalseNegativeConfig
 from videoclip.retrieval.figures import describe_in_words
@@ -67,7 +67,7 @@ class PretrainConfig:
     """Start from these weights: the folder or hub id of a BERT, or of a model of ours; its tokenizer comes with it."""
     epochs: int = 25
     videos_per_batch: int = 32
-    batches: Literal["cover", "random", "paper"] = "cover"
+    batches: Mode = "cover"
     """How videos are grouped: cover (similar ones together, each once an epoch), random, or paper (Algorithm 1)."""
     hardness: tuple[float, ...] = (1.0,)
     """Of `cover`: 0 random, 1 as similar as possible. Several values are a schedule, spread evenly over the run."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from videoclip.errors import InputError
 
-Query = tuple[str, str, str, str, int]  # video, start, end, sentence, how many times seen before
+Query = tuple[tuple[str, str, str, str], int]  # (video, start, end, sentence), how many times seen before
 
 
 @dataclass(frozen=True)
