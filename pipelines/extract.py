@@ -170,7 +170,7 @@ def _identity_before(config: ExtractConfig, before: dict[str, Any]) -> dict[str,
     """The identity of a run that wrote `extract.json` alone, as runs did before there was `run.json`."""
     if not before:
         return None
-    paths = {name: Path(before[name]) if before[name] else None for name in ("weights", "encoder_from")}
+    paths: dict[str, Any] = {name: Path(before[name]) if before[name] else None for name in ("weights", "encoder_from")}
     values = {name: before[name] for name in ("encoder", "seed", "calibration_clips")}
     return _identity(replace(config, **values, **paths))
 
