@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines.runs import Quarantine
-from videoclip.data.captions import NO_CAPTIONS, Captions, read_captions, remove_rolling_repeats
+from videoclip.data.captions import NO_CAPTIONS, Captions, captions_of_video
 from videoclip.data.howto100m import read_raw_captions
 from videoclip.data.recaption import recaption
 from videoclip.data.shards import MANIFEST
@@ -63,16 +60,15 @@ class CaptionSource:
         if video_id not in self.raw:
             return NO_CAPTIONS
         try:
-            captions, rejected = read_captions(self.raw[video_id], float(seconds))
+            captions, rejected = captions_of_video(
+                self.raw[video_id], seconds, video_id, self.seed, self.keep_rolling_repeats
+            )
         except ValueError as error:
             self.quarantine.add(video_id, f"its captions cannot be used: {error}", "captions")
             return NO_CAPTIONS
         for reason, count in rejected.items():
             self.quarantine.add(video_id, f"{count} caption lines left out: {reason}", "captions")
-        if self.keep_rolling_repeats:
-            return captions
-        generator = np.random.default_rng([self.seed, zlib.crc32(video_id.encode())])
-        return remove_rolling_repeats(captions, generator)
+        return captions
 
     def note_unused(self, paths: dict[str, Path]) -> None:
         """Note the captions of videos that are not there."""

@@ -7,15 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
+from pipelines.evaluate_moments import MomentConfig, evaluate_moments
+from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.extract import ExtractConfig, extract
-from pipelines.pretrain import ModelSize, PretrainConfig, PretrainResult, pretrain
+from pipelines.pretrain import PretrainConfig, PretrainResult, pretrain
 from pipelines.ray_session import ray_session, run_tasks
 from pipelines.report import MOMENT_ROWS, ReportConfig, report
 from pipelines.runs import Stopwatch, writes_output
 from videoclip.data.clips import ClipConfig
+from videoclip.data.shards import Manifest
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_json, write_text
+from videoclip.model import VideoCLIP
+from videoclip.pretrained import ModelCard
+from videoclip.recipes.videoclip import Options
 from videoclip.report.page import Table
 from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, plan_kitchen, render_video, write_annotations
 from videoclip.training import OptimizerConfig
@@ -130,7 +135,7 @@ def pretraining(config: DemoConfig, corpus: Corpus, output: Path) -> PretrainCon
         epochs=config.epochs,
         videos_per_batch=16,
         vocabulary=1000,
-        model=ModelSize(width=128, layers=2, heads=4, dropout=0.3),
+        model=Options(width=128, layers=2, video_layers=2, heads=4, dropout=0.3),
         clips=ClipConfig(clips_per_video=8, min_words=4, max_words=32, min_seconds=3, max_seconds=20),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
         topics=corpus.folder / "train" / "HowTo100M_v1.csv",
@@ -164,16 +169,13 @@ def publish_model(
     result: PretrainResult, target: Path, corpus: Corpus, config: DemoConfig, retrieval: dict[str, Any]
 ) -> None:
     """Let `runs/demo/model` name the finished model, and its card its scores."""
-    from videoclip.data.shards import Manifest
-    from videoclip.model import ModelCard, VideoCLIP
-
     manifest = Manifest.read(corpus.train_shards)
     card = ModelCard(
         f"the embedded kitchen corpus, seed {config.seed}",
         f"{manifest.encoder} ({manifest.fingerprint[:12]})",
         scores=tuple((f"held-out steps, {name}", retrieval[name]) for name in ("R@1", "R@5", "R@10", "chance_R@1")),
     )
-    write_text(result.model / "README.md", card.render(VideoCLIP.from_pretrained(result.model).config))
+    write_text(result.model / "README.md", card.render(VideoCLIP.from_pretrained(result.model).config.describe()))
     if not target.exists():
         target.symlink_to(Path("pretrain") / "model", target_is_directory=True)
 

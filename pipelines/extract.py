@@ -189,7 +189,7 @@ def _videos_by_id(folder: Path, quarantine: Quarantine) -> dict[str, Path]:
 
 def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
     """The frozen encoder: the one in the output, or on the first run a new one, calibrated but not saved yet."""
-    from videoclip.encoders.video_encoder import load_video_encoder
+    from videoclip.encoders.catalog import load_video_encoder
 
     if config.encoder_from is not None:
         encoder = load_video_encoder(config.encoder_from)
@@ -294,7 +294,7 @@ class EncodeVideo:
     def __init__(self, encoder_folder: str, attempts: str) -> None:
         import torch
 
-        from videoclip.encoders.video_encoder import load_video_encoder
+        from videoclip.encoders.catalog import load_video_encoder
 
         torch.set_num_threads(1)  # one actor a CPU; threads of several would fight
         self.encoder = load_video_encoder(Path(encoder_folder))

@@ -21,7 +21,10 @@ from pipelines.ray_session import cluster_processors, run_tasks
 from videoclip.errors import InputError
 from videoclip.files import parse_json_lines, read_json, read_json_lines, sha256, sync, write_json, write_json_lines
 
-PACKAGES = ("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "pyarrow", "av", "pytorchvideo")
+PACKAGES = (
+    *("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "faiss-gpu", "pyarrow", "av"),
+    "pytorchvideo",
+)
 QUARANTINE = "quarantine.jsonl"
 
 

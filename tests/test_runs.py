@@ -136,7 +136,7 @@ shards = Shards(folder / "shards")
 sampler = ClipSampler(shards, WordTokenizer.load(folder), ClipConfig(), folder / "cache")
 rows = sampler.usable_rows()
 batch = sampler.batch(rows, np.random.default_rng(5))
-print(len(rows), int(batch.word_ids.sum()), float(batch.video_tokens.astype(np.float64).sum()))
+print(len(rows), int(batch.word_ids.rows.sum()), float(batch.video_tokens.rows.double().sum()))
 """
 
 
@@ -151,6 +151,6 @@ def test_hundreds_of_parts_need_few_open_files_and_one_file_of_words(tmp_path: P
     batch = ClipSampler(shards, tokenizer, ClipConfig(), tmp_path / "one").batch(
         np.arange(200), np.random.default_rng(5)
     )
-    total = float(batch.video_tokens.astype(np.float64).sum())
-    assert done.stdout.split() == ["200", str(int(batch.word_ids.sum())), str(total)]
+    total = float(batch.video_tokens.rows.double().sum())
+    assert done.stdout.split() == ["200", str(int(batch.word_ids.rows.sum())), str(total)]
     assert len(list((tmp_path / "cache").iterdir())) == 1
