@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.figures import Figures
 from videoclip.data.templates import PLAIN
 from videoclip.files import write_json, write_json_lines
 
@@ -26,8 +27,8 @@ class ZeroShotConfig:
     """Texts are put into each of these in place of {}, and the embeddings averaged."""
 
 
-def write_results(output: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def write_results(output: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> Figures:
     """Write metrics to `output` and what was answered to predictions.jsonl beside it; returns the metrics."""
     write_json_lines(output.parent / "predictions.jsonl", rows)
     write_json(output, metrics)
-    return metrics
+    return Figures(metrics)

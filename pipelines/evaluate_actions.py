@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.evaluate import ZeroShotConfig, write_results
+from pipelines.figures import Figures
 from videoclip.data.coin import read_coin
 from videoclip.data.crosstask import read_crosstask
 from videoclip.data.msrvtt import read_questions
@@ -48,7 +49,7 @@ class QuestionConfig(ZeroShotConfig):
     output: Path = Path("runs/evaluation/msrvtt-qa/metrics.json")
 
 
-def evaluate_coin(config: COINConfig) -> dict[str, Any]:
+def evaluate_coin(config: COINConfig) -> Figures:
     """Run COIN; returns the metrics that it writes.
 
     Raises InputError if files do not fit each other or no annotated video is in the shards.
@@ -59,14 +60,14 @@ def evaluate_coin(config: COINConfig) -> dict[str, Any]:
     return write_results(config.output, *results)
 
 
-def evaluate_crosstask(config: CrossTaskConfig) -> dict[str, Any]:
+def evaluate_crosstask(config: CrossTaskConfig) -> Figures:
     """Run CrossTask; as `evaluate_coin`."""
     tasks, videos = read_crosstask(config.annotations, config.videos)
     model, shards = load_model_and_shards(config.model, config.shards)
     return write_results(config.output, *place_steps_of_videos(model, shards, tasks, videos, config.templates))
 
 
-def evaluate_questions(config: QuestionConfig) -> dict[str, Any]:
+def evaluate_questions(config: QuestionConfig) -> Figures:
     """Answer MSR-VTT's questions; as `evaluate_coin`."""
     questions = read_questions(config.annotations)
     model, shards = load_model_and_shards(config.model, config.shards)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pipelines.figures import Figures
 from videoclip.data.qvhighlights import read_qvhighlights
 from videoclip.data.templates import PLAIN
 from videoclip.errors import InputError
@@ -34,7 +34,7 @@ class MomentConfig:
     """Queries are put into each of these in place of {}, and the embeddings averaged."""
 
 
-def evaluate_moments(config: MomentConfig) -> dict[str, Any]:
+def evaluate_moments(config: MomentConfig) -> Figures:
     """Run or score QVHighlights; returns the metrics that it writes (empty for a split without ground truth).
 
     Raises InputError if files do not fit each other.
@@ -58,7 +58,7 @@ def evaluate_moments(config: MomentConfig) -> dict[str, Any]:
         raise InputError("give --model and --shards to run a model, or --predictions to score a file")
     if any(query.windows is None for query in queries):
         print(f"{config.annotations}: no ground truth here, so predictions were written and nothing was scored")
-        return {}
+        return Figures()
     if missing:
         answered = {prediction.query_id for prediction in predictions}
         queries = [query for query in queries if query.query_id in answered]
@@ -69,4 +69,4 @@ def evaluate_moments(config: MomentConfig) -> dict[str, Any]:
         blind = query_blind_predictions(read_qvhighlights(config.train_annotations), queries)
         metrics["baseline"] = moment_metrics(blind, queries)["brief"]
     write_json(config.output, metrics)
-    return metrics
+    return Figures(metrics)

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.evaluate import ZeroShotConfig, write_results
+from pipelines.figures import Figures
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.didemo import read_didemo
+from videoclip.data.howto100m import read_topics
 from videoclip.data.msrvtt import read_msrvtt
 from videoclip.data.youcook2 import read_youcook2
 from videoclip.evaluation.inputs import load_model_and_shards
-from videoclip.evaluation.retrieval import retrieve
+from videoclip.evaluation.retrieval import retrieve_clips
 
 
 @dataclass(frozen=True)
-class RetrievalConfig(ZeroShotConfig):
+class GalleryConfig(ZeroShotConfig):
+    """What retrieval evaluations have in common."""
+
+    gallery: Path | None = None
+    """What each video is about, a json object {video_id: topic} or HowTo100M_v1.csv: texts and clips of one topic are
+    ranked among themselves, which asks for near things to be told apart. Without it all are ranked together."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(GalleryConfig):
     """Text-to-video retrieval over YouCook2's annotated clips: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -26,7 +37,7 @@ class RetrievalConfig(ZeroShotConfig):
 
 
 @dataclass(frozen=True)
-class MSRVTTConfig(ZeroShotConfig):
+class MSRVTTConfig(GalleryConfig):
     """Text-to-video retrieval over whole MSR-VTT videos: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -37,7 +48,7 @@ class MSRVTTConfig(ZeroShotConfig):
 
 
 @dataclass(frozen=True)
-class DiDeMoConfig(ZeroShotConfig):
+class DiDeMoConfig(GalleryConfig):
     """Text-to-video retrieval over whole DiDeMo videos: R@K and ranks, beside chance."""
 
     annotations: Path
@@ -47,7 +58,7 @@ class DiDeMoConfig(ZeroShotConfig):
     """A paragraph is all descriptions of a video joined, as the field reports it."""
 
 
-def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
+def evaluate_retrieval(config: RetrievalConfig) -> Figures:
     """Run YouCook2 retrieval; returns the metrics that it writes.
 
     Raises InputError if files do not fit each other or no annotated clip is in the shards.
@@ -55,16 +66,17 @@ def evaluate_retrieval(config: RetrievalConfig) -> dict[str, Any]:
     return _retrieve(config, read_youcook2(config.annotations, config.subset))
 
 
-def evaluate_msrvtt(config: MSRVTTConfig) -> dict[str, Any]:
+def evaluate_msrvtt(config: MSRVTTConfig) -> Figures:
     """Run MSR-VTT retrieval; as `evaluate_retrieval`."""
     return _retrieve(config, read_msrvtt(config.annotations, config.split))
 
 
-def evaluate_didemo(config: DiDeMoConfig) -> dict[str, Any]:
+def evaluate_didemo(config: DiDeMoConfig) -> Figures:
     """Run DiDeMo retrieval; as `evaluate_retrieval`."""
     return _retrieve(config, read_didemo(config.annotations, config.queries))
 
 
-def _retrieve(config: ZeroShotConfig, annotated: list[AnnotatedClip]) -> dict[str, Any]:
+def _retrieve(config: GalleryConfig, annotated: list[AnnotatedClip]) -> Figures:
+    topics = None if config.gallery is None else read_topics(config.gallery)
     model, shards = load_model_and_shards(config.model, config.shards)
-    return write_results(config.output, *retrieve(model, shards, annotated, config.templates))
+    return write_results(config.output, *retrieve_clips(model, shards, annotated, config.templates, topics))

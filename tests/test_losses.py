@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from videoclip.data.clips import ClipBatch
 from videoclip.errors import InputError
@@ -96,3 +98,19 @@ def test_near_duplicates_are_found_inside_batches_and_linked() -> None:
     assert len(set(label.tolist())) == 38
     with pytest.raises(InputError, match="duplicate_similarity"):
         FalseNegativeConfig(duplicate_similarity=2.0)
+
+
+@given(st.integers(0, 999))
+@settings(max_examples=50, deadline=None)
+def test_near_duplicates_are_linked_over_batches_that_share_videos(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    group = generator.integers(0, 6, 30)
+    rows = np.eye(7, dtype=np.float32)[group]
+    batches = [generator.choice(30, 4, replace=False) for _ in range(12)]  # as Algorithm 1 draws them
+    label = near_duplicates(rows, batches, 0.97)
+    linked = np.eye(30, dtype=bool)
+    for batch in batches:
+        linked[np.ix_(batch, batch)] |= group[batch][:, None] == group[batch]
+    for _ in range(5):
+        linked = linked @ linked  # whoever is reached over any number of links
+    assert np.array_equal(label[:, None] == label, linked)

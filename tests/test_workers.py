@@ -14,7 +14,7 @@ from videoclip.model import VideoCLIPConfig
 from videoclip.packed import Packed
 from videoclip.recipes import RECIPES, recipe_named
 from videoclip.retrieval.false_negatives import FalseNegativeConfig, pair_labels
-from videoclip.training import OptimizerConfig, make_optimizer, step
+from videoclip.training import step
 
 CONFIG = VideoCLIPConfig(
     video_dimension=8, width=16, layers=1, heads=2, intermediate=32, vocabulary=30, cls_id=2, sep_id=3, dropout=0.0
@@ -49,7 +49,8 @@ def train(recipe_name: str, rank: int | None) -> tuple[list[dict[str, float]], d
     torch.manual_seed(0)
     recipe = recipe_named(recipe_name).Recipe(CONFIG).train()
     module = recipe if rank is None else DistributedDataParallel(recipe)
-    optimizer = make_optimizer(recipe, OptimizerConfig(weight_decay=0.01))
+    # Adam would scale up the rounding of gradients that are nearly zero.
+    optimizer = torch.optim.SGD(recipe.parameters(), RATE, momentum=0.9)
     figures = [step(module, optimizer, share_of(global_batch(n), rank), RATE, CLIP_NORM) for n in range(STEPS)]
     return figures, recipe.state_dict()
 
@@ -75,8 +76,6 @@ def test_two_workers_with_unequal_shares_update_as_one_does(recipe_name: str, tm
         for alone, together in zip(figures, of_worker):
             assert together == pytest.approx(alone, abs=1e-5, rel=1e-5), "metrics are those of all workers"
         for name, value in weights.items():
-            if name.endswith("key.bias"):
-                continue  # softmax does not feel it: its gradient is rounding, which Adam scales up
             torch.testing.assert_close(its_weights[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 

@@ -46,7 +46,7 @@ def margin_ranking_loss(
     rank_offset: int = 0,
     excluded: Tensor | None = None,
 ) -> Tensor:
-    """max(0, margin + negative - positive), mean over all negatives, summed over both directions; a scalar.
+    """max(0, margin + negative - positive): mean over a row's negatives, then over rows, summed over both directions.
 
     Similarities float [P, W * P] of own rows with all rows; own row p belongs to column `rank_offset` + p.
     `excluded` as in `contrastive_loss`.
@@ -54,8 +54,10 @@ def margin_ranking_loss(
     rows = torch.arange(len(video_to_text), device=video_to_text.device)
     negatives = torch.ones_like(video_to_text, dtype=torch.bool) if excluded is None else ~excluded
     negatives[rows, rank_offset + rows] = False
+    counts = negatives.sum(1).clamp_min(1)
     loss = video_to_text.new_zeros(())
     for similarity in (video_to_text, text_to_video):
         positive = similarity[rows, rank_offset + rows][:, None]
-        loss = loss + (margin + similarity - positive).clamp_min(0)[negatives].sum() / negatives.sum().clamp_min(1)
+        violation = (margin + similarity - positive).clamp_min(0).masked_fill(~negatives, 0)
+        loss = loss + (violation.sum(1) / counts).mean()
     return loss

@@ -42,15 +42,28 @@ def near_duplicates(embeddings: np.ndarray, batches: list[np.ndarray], similarit
     """int64 [N]: a label for every row; two rows of one batch share it if they are near-duplicate videos.
 
     Near-duplicates have a cosine of at least `similarity` after the mean of all rows is taken off (embeddings of a
-    young model all point much the same way), or are linked by others that have. Only videos of one batch are
-    compared: that is where clustering puts the same video uploaded twice.
+    young model all point much the same way), or are linked by others that have, also where the links lie in several
+    batches. Only videos of one batch are compared: that is where clustering puts the same video uploaded twice.
     """
-    label = np.arange(len(embeddings))
+    pairs = [np.zeros((0, 2), np.int64)]
     mean = np.asarray(embeddings[:: -(-len(embeddings) // 65536)], np.float32).mean(0)
     for batch in batches:
         rows = unit(np.asarray(embeddings[batch], np.float32) - mean)
-        for i, j in zip(*np.nonzero(np.triu(rows @ rows.T >= similarity - 1e-6, 1))):
-            label[batch[label[batch] == label[batch[j]]]] = label[batch[i]]
+        alike = np.argwhere(np.triu(rows @ rows.T >= similarity - 1e-6, 1))
+        pairs.append(batch[alike])
+    return _linked(np.concatenate(pairs), len(embeddings))
+
+
+def _linked(pairs: np.ndarray, count: int) -> np.ndarray:
+    """int64 [count]: the smallest of all numbers that each number is linked to by `pairs`, int64 [P, 2]."""
+    label = np.arange(count)
+    one, other = pairs.T
+    while (label[one] != label[other]).any():
+        smaller = np.minimum(label[one], label[other])
+        for end in (one, other):
+            np.minimum.at(label, label[end], smaller)  # the label itself moves, and with it all that bear it
+        while (label != label[label]).any():
+            label = label[label]
     return label
 
 
