@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from alpro_data import Clip, Corpus, shown
+from alpro_data import Clip, Corpus, shown, start_small
 from torch import Tensor, nn
 
 from videoclip.data.frames import FrameBatch
@@ -28,7 +28,7 @@ from videoclip.parts.pixels import normalised, zeroed_outside
 from videoclip.parts.prompter import Prompter, prompts
 from videoclip.parts.towers import TowersShape
 from videoclip.parts.vision_transformer import VisionShape
-from videoclip.recipes.alpro import Options, Recipe
+from videoclip.recipes.alpro import AlproConfig, Recipe
 from videoclip.synthetic.kitchen import caption
 from videoclip.synthetic.kitchen.pictures import ingredient_masks
 from videoclip.synthetic.kitchen.vocabulary import INGREDIENTS, VESSELS
@@ -36,6 +36,7 @@ from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer
 from videoclip.transformer import TransformerShape
 
 GRID, PATCH = 8, 8
+THRESHOLD = 0.1  # the paper's 0.2, shared by the two words that the narrator has for everything
 ROWS = {
     "MLM + VTM": (("vtm", "mlm"), "own"),
     "MLM + VTM + PEM": (("vtm", "mlm", "pem"), "own"),
@@ -46,15 +47,16 @@ ROWS = {
 }
 
 
-def options_of(corpus: Corpus, losses: tuple[str, ...], width: int, frames: int) -> Options:
+def config_of(corpus: Corpus, losses: tuple[str, ...], width: int, frames: int) -> AlproConfig:
     """A small ALPRO: two space-time, two text and two fusion layers."""
     vision = VisionShape(64, PATCH, 1, frames, width, 2, width // 32, 4 * width)
     text = TransformerShape(width, width // 32, 4 * width, 4, 0.0, 64)
     shape = TowersShape(vision, text, 2, corpus.tokenizer.vocabulary, 64)
-    tokenizer = corpus.tokenizer.tokenizer
-    special = tuple(tokenizer.token_to_id(word) for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
-    mask = WordMask(special[-1], corpus.tokenizer.vocabulary, special)
-    return Options(shape, losses, len(corpus.entities) if "pem" in losses else 0, word_mask=mask)
+    special = corpus.tokenizer.special_ids()
+    mask = WordMask(special["[MASK]"], corpus.tokenizer.vocabulary, tuple(special.values()))
+    return AlproConfig(
+        shape, losses, entities=len(corpus.entities) if "pem" in losses else 0, word_mask=mask, threshold=THRESHOLD
+    )
 
 
 def train(
@@ -100,11 +102,12 @@ def prompter_accuracy(prompter: Prompter, corpus: Corpus) -> dict[str, float]:
     )
     best = q.argmax(1).numpy()
     right = truth[np.arange(len(best)), best]
-    kept = (q.max(1).values >= 0.2).numpy()
+    kept = (q.max(1).values >= THRESHOLD).numpy()
     return {
         "right": 100 * float(right.mean()),
         "chance": 100 * float(truth.mean()),
-        "kept by the paper's rule": 100 * float(kept.mean()),
+        f"kept at {THRESHOLD}": 100 * float(kept.mean()),
+        "kept at 0.2": 100 * float((q.max(1).values >= 0.2).float().mean()),
         "right among the kept": 100 * float(right[kept].mean()) if kept.any() else float("nan"),
         "kept by the release's rule": 100 * float((best != 0).mean()),
     }
@@ -127,7 +130,7 @@ def retrieval(model: Recipe, batch: FrameBatch) -> dict[str, float]:
         logits = model.itm_head(first_rows(model.fused(texts, from_even(video))))
         scores[text] = logits[:, 1] - logits[:, 0]
     found = {f"VTM {name}": value for name, value in recall(scores).items()}
-    if "vtc" in model.options.losses:
+    if "vtc" in model.config.losses:
         contrast = model.projected_text(words) @ model.projected_video(video).T
         found |= {f"VTC {name}": value for name, value in recall(contrast).items()}
     return found
@@ -183,17 +186,17 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """All rows of one seed: a corpus, a prompter and an initialisation of its own."""
     corpus = Corpus(seed)
     torch.manual_seed(seed)
-    towers = Recipe(options_of(corpus, ("vtc",), options.width, options.frames))
+    towers = start_small(Recipe(config_of(corpus, ("vtc",), options.width, options.frames)))
     spent, last = train(towers, corpus, options.prompter_steps, options.prompter_pairs, 1e-3, seed)
     sentences = {kind: corpus.words([s for e in corpus.entities for s in prompts(e, kind)]) for kind in ("video",)}
     prompter = Prompter.of(towers, corpus.entities, sentences)
     torch.manual_seed(seed + 1000)
-    untrained = Prompter.of(Recipe(towers.options), corpus.entities, sentences)
+    untrained = Prompter.of(start_small(Recipe(towers.config)), corpus.entities, sentences)
     results = {"prompter": {**prompter_accuracy(prompter, corpus), "s/step": spent, "loss": last["loss"]}}
     print(f"seed {seed} prompter", json.dumps({k: round(v, 2) for k, v in results["prompter"].items()}), flush=True)
     for name, (losses, labels) in ROWS.items():
         torch.manual_seed(seed)
-        model = Recipe(options_of(corpus, losses, options.width, options.frames))
+        model = start_small(Recipe(config_of(corpus, losses, options.width, options.frames)))
         own = model.state_dict()
         model.load_state_dict({**own, **{k: v for k, v in towers.state_dict().items() if k in own}})
         if "pem" in losses:
@@ -211,10 +214,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--pairs", type=int, default=24)
-    parser.add_argument("--prompter-steps", type=int, default=400)
+    parser.add_argument("--prompter-steps", type=int, default=500)
     parser.add_argument("--prompter-pairs", type=int, default=48)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=1)
     parser.add_argument("--gallery", type=int, default=128)
     parser.add_argument("--output", type=Path, help="json of every figure")
     options = parser.parse_args()

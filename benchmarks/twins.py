@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from alpro_data import Clip, Corpus
+from alpro_data import Clip, Corpus, start_small
 from torch import nn
 
 from videoclip.data.frames import FrameBatch
@@ -35,7 +35,7 @@ def build(system: str, frames: int, vocabulary: int, width: int) -> nn.Module:
     text = TransformerShape(width, width // 32, 4 * width, 2, 0.0, 64)
     if system == SYSTEMS[0]:
         return frozen_in_time.Recipe(frozen_in_time.Options(vision, text, vocabulary, 64, 0.05, ((0.0, frames),)))
-    return alpro.Recipe(alpro.Options(TowersShape(vision, text, 2, vocabulary, 64), ("vtc",), 0))
+    return alpro.Recipe(alpro.AlproConfig(TowersShape(vision, text, 2, vocabulary, 64), ("vtc",), 0))
 
 
 def train(model: nn.Module, corpus: Corpus, frames: int, steps: int, pairs: int, seed: int) -> None:
@@ -96,7 +96,7 @@ def main() -> None:
             scores = []
             for seed, corpus in enumerate(corpora):
                 torch.manual_seed(seed)
-                model = build(system, frames, corpus.tokenizer.vocabulary, options.width)
+                model = start_small(build(system, frames, corpus.tokenizer.vocabulary, options.width))
                 train(model, corpus, frames, options.steps, options.pairs, seed)
                 scores.append(judge(model, corpus, frames))
             twins, recall = np.array(scores).T

@@ -16,7 +16,7 @@ from videoclip.parts.prompter import Prompter
 from videoclip.parts.towers import TowersShape
 from videoclip.parts.vision_transformer import VisionShape
 from videoclip.parts.vision_weights import HEAD_WIDTH, stretched
-from videoclip.recipes.alpro import LOSSES, Options, Recipe, two_layers
+from videoclip.recipes.alpro import LOSSES, AlproConfig, Recipe, two_layers
 from videoclip.transformer import TransformerShape
 
 TASKS = ("pretraining", "retrieval", "answering")
@@ -112,19 +112,19 @@ def _options(
     frames: int | None,
     size: int | None,
     answers: int | None,
-) -> Options:
+) -> AlproConfig:
     shape = _shape(path, state, "", heads, text_layers)
     vision = replace(shape.vision, frames=frames or shape.vision.frames, size=size or shape.vision.size)
     head = state.get("classifier.2.weight")
     if task == "answering" and head is None and not answers:
         raise InputError(f"{path}: a pretraining checkpoint answers no questions yet; say how many answers there are")
     losses = {"pretraining": LOSSES, "retrieval": ("vtc", "vtm", "mlm"), "answering": ()}[task]
-    return Options(
+    return AlproConfig(
         shape=replace(shape, vision=vision),
         losses=losses,
         entities=len(state["mpm_head.2.weight"]) if task == "pretraining" else 0,
         answers=(answers or 0) if head is None else len(head),
-        word_mask=replace(Options().word_mask, vocabulary=shape.vocabulary),
+        word_mask=replace(AlproConfig().word_mask, vocabulary=shape.vocabulary),
         tied_words=DECODER not in state,
     )
 

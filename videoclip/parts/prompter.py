@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from videoclip.data.entities import check_entities
 from videoclip.errors import InputError
 from videoclip.packed import Packed
 from videoclip.parts.towers import Towers, TowersShape
@@ -78,19 +79,6 @@ class Prompter(Towers):
 def _chunks(words: Packed, size: int) -> Iterator[Packed]:
     for first in range(0, len(words), size):
         yield words.take(torch.arange(first, min(first + size, len(words))))
-
-
-def check_entities(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Raises InputError if the list is empty, an entity is, or one stands twice: its share would be halved."""
-    cleaned = tuple(name.strip() for name in names)
-    if not cleaned or not all(cleaned):
-        raise InputError(f"{where}: entity {cleaned.index('') + 1 if cleaned else 1} is empty")
-    seen: dict[str, int] = {}
-    for number, name in enumerate(cleaned, 1):
-        if name.lower() in seen:
-            raise InputError(f"{where}: {name!r} stands twice, as entity {seen[name.lower()]} and {number}")
-        seen[name.lower()] = number
-    return cleaned
 
 
 def kept_labels(q: Tensor, discard: str, threshold: float = 0.2) -> Tensor:
