@@ -34,7 +34,9 @@ def build(system: str, frames: int, vocabulary: int, width: int) -> nn.Module:
     vision = VisionShape(64, 16, 1, frames, width, 3, width // 32, 4 * width, attention)
     text = TransformerShape(width, width // 32, 4 * width, 2, 0.0, 64)
     if system == SYSTEMS[0]:
-        return frozen_in_time.Recipe(frozen_in_time.Options(vision, text, vocabulary, 64, 0.05, ((0.0, frames),)))
+        return frozen_in_time.Recipe(
+            frozen_in_time.FrozenInTimeConfig(vision, text, vocabulary, 64, 0.05, ((0, frames),))
+        )
     return alpro.Recipe(alpro.AlproConfig(TowersShape(vision, text, 2, vocabulary, 64), ("vtc",), 0))
 
 

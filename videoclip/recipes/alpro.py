@@ -180,7 +180,7 @@ class Recipe(Towers):
                 f"the model {own.frames} of {own.size}"
             )
         self.prompter = prompter
-        self.config = replace(self.config, has_prompter=True)
+        self.config = replace(self.config, has_prompter=True, entity_names=names or prompter.names or ())
         return self
 
     def forward(self, batch: ClipBatch | FrameBatch) -> dict[str, Tensor]:
