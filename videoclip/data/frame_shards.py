@@ -1,8 +1,9 @@
 """Frames on disk: Arrow files of JPEG pictures, of which a clip reads its own alone.
 
 A folder holds `part-00000.arrow` … and the same manifest as shards of tokens; a row is a video: `video_id`, `fps`,
-`frames` (JPEG or PNG bytes, or raw uint8 of one size) and its captions. Which frames make a clip is chosen by number, and only
-those are copied from the map and decoded.
+`frames` (JPEG, or PNG where nothing may be lost) and its captions. Which frames make a clip is chosen by number, and
+only those are copied from the map and decoded. Small raw uint8 frames go through the shards of tokens instead
+(`videoclip/encoders/pixels.py`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def encode_picture(frame: np.ndarray, quality: int = QUALITY) -> bytes:
 
 
 def decode_picture(data: bytes, where: str, size: int | None = None) -> np.ndarray:
-    """A stranger's JPEG or PNG -> uint8 [H, W, 3]; with `size` scaled to size x size, whatever its shape, as ALPRO does.
+    """A stranger's JPEG or PNG -> uint8 [H, W, 3]; with `size` scaled to a square, whatever its shape, as ALPRO does.
 
     Raises InputError, saying `where`, if it is truncated, damaged, or larger than may be allocated: its header is read
     before its pixels are.
@@ -169,13 +170,13 @@ class FrameShards:
         batch, inside = self._locate(row)
         column = batch.column("frames")
         first, name = column.offsets[inside].as_py(), batch.column("video_id")[inside].as_py()
-        decoded = {
-            int(n): decode_picture(
-                column.values[first + int(n)].as_py(), f"{self.folder}: {name!r} frame {n}", self.size
-            )
-            for n in np.unique(numbers)
-        }
-        return np.stack([decoded[int(n)] for n in numbers])
+
+        def decoded(number: int) -> np.ndarray:
+            data = column.values[first + number].as_py()
+            return decode_picture(data, f"{self.folder}: video {name!r}, frame {number}", self.size)
+
+        pictures = {number: decoded(number) for number in set(numbers.tolist())}
+        return np.stack([pictures[number] for number in numbers.tolist()])
 
     def clip(
         self,

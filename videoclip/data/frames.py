@@ -77,19 +77,17 @@ def random_crop_of_patches(
     """int64 [4]: top, left, height and width of one crop, in patches of a `grid` x `grid` picture, as ALPRO draws it.
 
     The area is even in `area` (a share of the picture) and the ratio even in [0.3, 1 / 0.3], so crops are mostly taller
-    than wide; sides and corner are floored to whole patches, and drawn anew until the crop is inside and not empty. The
-    area that comes out is smaller: 0.22 to 0.49 of 14 x 14 patches.
+    than wide; sides and corner, which may lie anywhere, are floored to whole patches, and all is drawn anew until the
+    crop is inside and not empty. So large crops are rarer and the area is smaller: 0.22 to 0.49 of 14 x 14 patches.
     """
     size = grid * patch
     while True:
         pixels = generator.uniform(*area) * size * size
         ratio = generator.uniform(0.3, 1 / 0.3)
         height, width = int((pixels * ratio) ** 0.5) // patch, int((pixels / ratio) ** 0.5) // patch
-        if not (1 <= height <= grid and 1 <= width <= grid):
-            continue
-        top = int(generator.integers(0, size - height * patch + 1)) // patch
-        left = int(generator.integers(0, size - width * patch + 1)) // patch
-        return np.array([top, left, height, width])
+        top, left = (generator.integers(0, size, 2) // patch).tolist()
+        if height and width and top + height <= grid and left + width <= grid:
+            return np.array([top, left, height, width])
 
 
 @dataclass(frozen=True)
