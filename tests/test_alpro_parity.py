@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from videoclip import convert
+from videoclip.errors import InputError
 from videoclip.packed import Packed
 from videoclip.parts.masked_words import NOT_MASKED
 from videoclip.parts.matching import matching_loss
@@ -156,3 +157,55 @@ def test_every_published_name_is_loaded_or_known_to_be_unused(name: str, referen
     assert (vision.size, vision.patch, vision.heads, model.shape.text_layers) == (224, 16, 12, 6)
     assert vision.frames == {"pretrain": 4, "retrieval": 8, "qa": 16}[name]
     assert sum(p.numel() for p in model.parameters()) > 2e8
+
+
+# --- Other tasks and other files --------------------------------------------------------------------------------------
+
+
+def test_pretraining_starts_retrieval_and_answering_as_the_release_does(tiny_file: Path, tiny: Recipe) -> None:
+    longer = convert.from_alpro(tiny_file, heads=3, task="retrieval", frames=4)
+    times = longer.visual_encoder.model.time_embed[0]
+    assert torch.equal(times, tiny.visual_encoder.model.time_embed[0].repeat_interleave(2, 0)), "each twice"
+    assert longer.prompter is None and longer.config.losses == ("vtc", "vtm", "mlm")
+    larger = convert.from_alpro(tiny_file, heads=3, task="retrieval", size=64)
+    places = larger.visual_encoder.model.pos_embed[0]
+    assert torch.equal(places[1:], tiny.visual_encoder.model.pos_embed[0, 1:].repeat_interleave(4, 0))
+    answering = convert.from_alpro(tiny_file, heads=3, task="answering", answers=7, frames=4)
+    questions = Packed.of([torch.tensor([1, 5, 2])])
+    assert answering.answer_scores(torch.randn(1, 4, 3, 32, 32), questions).shape == (1, 7)
+    with pytest.raises(InputError, match="say how many answers"):
+        convert.from_alpro(tiny_file, heads=3, task="answering")
+
+
+def test_files_of_another_task_or_of_something_else_are_refused(tiny_file: Path, tmp_path: Path) -> None:
+    state = torch.load(tiny_file)
+    kept = {k: v for k, v in state.items() if not k.startswith(("prompter.", "mpm_head"))}
+    torch.save(kept, tmp_path / "retrieval.pt")
+    assert convert.from_alpro(tmp_path / "retrieval.pt", heads=3).config.losses == ("vtc", "vtm", "mlm")
+    with pytest.raises(InputError, match="a checkpoint of retrieval, not of pretraining"):
+        convert.from_alpro(tmp_path / "retrieval.pt", heads=3, task="pretraining")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="not an ALPRO checkpoint"):
+        convert.from_alpro(tmp_path / "other.pt")
+    del kept["visual_encoder.model.blocks.1.temporal_fc.bias"]
+    kept["extra"] = torch.zeros(1)
+    torch.save(kept, tmp_path / "broken.pt")
+    with pytest.raises(InputError, match=r"1 missing: .*temporal_fc.bias; 1 unknown: extra"):
+        convert.from_alpro(tmp_path / "broken.pt", heads=3)
+    with pytest.raises(InputError, match="no such weights file"):
+        convert.from_alpro(tmp_path / "nothing.pt")
+
+
+def test_half_precision_restore_points_are_read(tiny_file: Path, tiny: Recipe, tmp_path: Path) -> None:
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in torch.load(tiny_file).items()}
+    torch.save({"global_step": 3, "model_state_dict": halves, "optim_state_dict": {}}, tmp_path / "restore.pt")
+    restored = convert.from_alpro(tmp_path / "restore.pt", heads=3)
+    assert restored.vision_proj.weight.dtype == torch.float32
+    torch.testing.assert_close(restored.vision_proj.weight, tiny.vision_proj.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_frames_that_the_model_does_not_read_are_refused(tiny: Recipe) -> None:
+    with pytest.raises(InputError, match="64 x 64 pixels; this model reads 32 x 32"):
+        tiny.video_features(torch.zeros(1, 2, 3, 64, 64))
+    with pytest.raises(InputError, match="3 frames; this model has time embeddings for 2"):
+        tiny.video_features(torch.zeros(1, 3, 3, 32, 32))

@@ -11,8 +11,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from videoclip.checkpoints import TrainingState, load_checkpoint, save_checkpoint
+from videoclip.data.annotated_clips import AnnotatedClip
+from videoclip.data.captions import NO_CAPTIONS
+from videoclip.data.frame_shards import FrameShards, FramesRecord, encode_picture, write_frame_shards
 from videoclip.data.frames import FrameBatch, same_texts
+from videoclip.data.questions import OpenQuestion
+from videoclip.data.words import WordTokenizer, train_wordpiece
 from videoclip.errors import InputError
+from videoclip.evaluation.frames import answer_open_questions, retrieval_by_matching
 from videoclip.packed import Packed
 from videoclip.parts.masked_words import NOT_MASKED, WordMask, mask_words
 from videoclip.parts.matching import NONE, matching_negatives, matching_pairs
@@ -351,3 +357,75 @@ def test_same_texts_are_no_negatives() -> None:
     model = make("alpro")
     batch = replace(batch_of(pairs=3), excluded=torch.from_numpy(same))
     assert np.isfinite(float(model(batch)["loss"]))
+
+
+# --- Retrieval and questions on shards of frames ----------------------------------------------------------------------
+
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> FrameShards:
+    """Three videos, each of one colour."""
+    records = [
+        FramesRecord(name, 2.0, [encode_picture(np.full((32, 32, 3), colour, np.uint8))] * 6, NO_CAPTIONS)
+        for name, colour in COLOURS.items()
+    ]
+    write_frame_shards(tmp_path / "frames", records, 32)
+    return FrameShards(tmp_path / "frames")
+
+
+def trained(shards: FrameShards, tokenizer: WordTokenizer, **changes: object) -> alpro.Recipe:
+    """Thirty steps on three coloured videos."""
+    torch.manual_seed(0)
+    special = tokenizer.special_ids()
+    shape = TowersShape(VISION, TEXT, 1, tokenizer.vocabulary, 16)
+    mask = WordMask(special["[MASK]"], tokenizer.vocabulary, tuple(special.values()))
+    model = alpro.Recipe(alpro.AlproConfig(shape, entities=0, word_mask=mask, **changes))
+    model.frozen.tokenizer = tokenizer
+    texts = ["what is it" if model.config.answers else name for name in COLOURS]
+    ids = tokenizer.clip_ids(texts, 8)
+    batch = FrameBatch(
+        torch.from_numpy(np.stack([shards.clip(row, 2) for row in range(3)])),
+        Packed(ids.rows.long(), ids.lengths),
+        torch.Generator().manual_seed(0),
+        answers=torch.arange(3),
+    )
+    optimizer = make_optimizer(model.train(), OptimizerConfig())
+    for _ in range(80):
+        step(model, optimizer, batch, 3e-3, 20.0)
+    return model.eval()
+
+
+def test_retrieval_by_matching_finds_what_was_learned(coloured: FrameShards) -> None:
+    tokenizer = train_wordpiece([*COLOURS, "what is it"], 60)
+    model = trained(coloured, tokenizer, losses=("vtc", "vtm"))
+    clips = [AnnotatedClip(name, 0.0, None, (name,)) for name in COLOURS]
+    found = retrieval_by_matching(model, coloured, [*clips, AnnotatedClip("absent", 0.0, None, ("x",))])
+    assert found["text_to_video"]["R@1"] == found["video_to_text"]["R@1"] == 100
+    assert found["text_to_video"]["dropped"] == 1 and found["text_to_video"]["queries"] == 3
+    assert retrieval_by_matching(model, coloured, clips, best=2)["text_to_video"]["R@1"] == 100
+    twice = [*clips, AnnotatedClip("red", 0.0, 2.0, ("red", "red"))]
+    assert "video_to_text" not in retrieval_by_matching(model, coloured, twice)
+    with pytest.raises(InputError, match="none of the 1 annotated clips"):
+        retrieval_by_matching(model, coloured, [AnnotatedClip("absent", 0.0, None, ("x",))])
+
+
+def test_questions_are_answered_from_frames(coloured: FrameShards) -> None:
+    tokenizer = train_wordpiece([*COLOURS, "what is it"], 60)
+    model = trained(coloured, tokenizer, losses=(), answers=3)
+    answers = {name: number for number, name in enumerate(COLOURS)}
+    questions = [OpenQuestion(name, "what is it", name, "what") for name in COLOURS]
+    metrics, given = answer_open_questions(model, coloured, questions, answers)
+    assert metrics["accuracy"] == metrics["accuracy_what"] == 100 and given[1]["answer"] == "green"
+    with pytest.raises(InputError, match="2 answers are given, the model chooses from 3"):
+        answer_open_questions(model, coloured, questions, {"red": 0, "green": 1})
+    with pytest.raises(InputError, match="trained with answers"):
+        model(batch_of(pairs=2))
+
+
+def test_a_batch_without_known_answers_gives_no_nan() -> None:
+    model = alpro.Recipe(replace(alpro_config(), losses=(), entities=0, answers=3))
+    loss = model(replace(batch_of(), answers=torch.full((6,), alpro.NO_ANSWER)))["loss"]
+    assert loss.item() == 0

@@ -98,7 +98,8 @@ class FrameBatch:
     `draws`: what masks and negatives are drawn with. `crops`: int64 [B, 4], top, left, height, width in patches.
     `kind`: "video", or "image" if every clip is one picture repeated. `excluded`: bool [B, B], pairs that are no
     negatives of each other. `relabel`: int64 [B], whose entity labels each clip is given, for a control.
-    `rows_per_rank`: the clips of every worker in this step.
+    `answers`: int64 [B], the numbers of the right answers where `words` are questions, -100 for one that is none of
+    the model's. `rows_per_rank`: the clips of every worker in this step.
     """
 
     frames: Tensor
@@ -108,6 +109,7 @@ class FrameBatch:
     kind: str = "video"
     excluded: Tensor | None = None
     relabel: Tensor | None = None
+    answers: Tensor | None = None
     rows_per_rank: tuple[int, ...] | None = None
 
     def __len__(self) -> int:

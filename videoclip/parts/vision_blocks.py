@@ -220,7 +220,7 @@ class FrozenBlock(Block):
 
     def __init__(self, shape: VisionShape, drop_path: float) -> None:
         super().__init__(shape, drop_path)
-        self.attn = FrozenAttention(shape)
+        self.attn: FrozenAttention = FrozenAttention(shape)
         self.timeattn = FrozenAttention(shape)
         self.norm3 = nn.LayerNorm(shape.width, eps=shape.eps)
 

@@ -10,7 +10,9 @@ W width, h heads, d = W / h.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +120,7 @@ class VisionTransformer(nn.Module):
         if self.shape.attention == "space":
             groups, mask = (1, groups[1]), None  # a padded frame is alone and is left out by whoever reads it
         attention = None
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(cast("Iterable[Block]", self.blocks)):
             if cls_attention and number == len(self.blocks) - 1:
                 attention = block.cls_attention(x, groups, mask)
             x = block(x, groups, mask)
@@ -180,8 +182,8 @@ class VisionTransformer(nn.Module):
         return torch.cat([self._special(clips), x], 1) if self.shape.special else x
 
     def _special(self, rows: int) -> Tensor:
-        tokens = [self.cls_token] + ([self.dist_token] if self.shape.special > 1 else [])
-        return (torch.cat(tokens, 1) + self.pos_embed[:, : self.shape.special]).expand(rows, -1, -1)
+        tokens = torch.cat([self.cls_token, self.dist_token], 1) if self.shape.special > 1 else self.cls_token
+        return (tokens + self.pos_embed[:, : self.shape.special]).expand(rows, -1, -1)
 
     @staticmethod
     def _chosen(where: Tensor, places: Tensor | None, clips: int, steps: int) -> Tensor:

@@ -40,6 +40,7 @@ from videoclip.parts.vision_transformer import VisionShape
 from videoclip.transformer import TransformerShape
 
 LOSSES = ("vtc", "vtm", "mlm", "pem")
+NO_ANSWER = -100  # the right answer is none that the model knows
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class AlproConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.losses) - set(LOSSES):
             raise InputError(f"losses must be some of {', '.join(LOSSES)}; not {', '.join(sorted(unknown))}")
+        if not self.losses and not self.answers:
+            raise InputError(f"a model needs losses ({', '.join(LOSSES)}), or answers to choose from")
         if ("pem" in self.losses) != bool(self.entities):
             raise InputError("pem needs entities, and entities need pem")
 
@@ -141,11 +144,11 @@ class Recipe(Towers):
 
     def _freeze_what_no_loss_reaches(self) -> None:
         losses = self.config.losses
-        if losses and "vtc" not in losses:
+        if "vtc" not in losses:
             for part in (self.vision_proj, self.text_proj):
                 part.requires_grad_(False)
             self.temp.requires_grad_(False)
-        if losses and "vtm" not in losses:
+        if "vtm" not in losses:
             self.itm_head.requires_grad_(False)
         if losses == ("vtc",):
             for layer in self.text_encoder.bert.encoder.layer[self.shape.text_layers :]:
@@ -189,6 +192,8 @@ class Recipe(Towers):
         batch = frame_batch(batch, vision.size, vision.frames, vision.grid, self.config.sampler)
         frames = normalised(batch.frames)
         video, words = self.video_tokens(frames), self.text_tokens(batch.words)
+        if self.config.answers:
+            return self.answered(video, words, batch.answers)
         video_features, text_features = self.projected_video(video), self.projected_text(words)
         losses: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
@@ -269,16 +274,21 @@ class Recipe(Towers):
         words = self.text_tokens(Packed.from_padded(ids, mask))
         return self.itm_head(first_rows(self.fused(words, from_even(self.video_tokens(frames)))))
 
+    def answered(self, video: Tensor, questions: Packed, answers: Tensor | None) -> dict[str, Tensor]:
+        """Cross-entropy of the right answers, int64 [B], NO_ANSWER where it is none known; `accuracy` as a share."""
+        if answers is None:
+            raise InputError("a model that answers questions is trained with answers in its batches")
+        logits = self.classifier(first_rows(self.fused(questions, from_even(video)))).float()
+        known = (answers >= 0).sum().clamp(min=1)
+        loss = F.cross_entropy(logits, answers, reduction="sum", ignore_index=NO_ANSWER) / known
+        return {"loss": loss, "accuracy": (logits.argmax(1) == answers).float().mean()}
+
     def answer_scores(self, frames: Tensor, questions: Packed) -> Tensor:
         """Normalised frames and word ids of questions -> logits [B, answers]."""
         if not self.config.answers:
             raise InputError("this model answers no questions: it has no classifier")
         fused = self.fused(self.text_tokens(questions), from_even(self.video_tokens(frames)))
         return self.classifier(first_rows(fused))
-
-    def answer_loss(self, frames: Tensor, questions: Packed, answers: Tensor) -> Tensor:
-        """Cross-entropy of the right answers, int64 [B], -100 where the answer is none of the model's."""
-        return F.cross_entropy(self.answer_scores(frames, questions).float(), answers)
 
     def after_step(self) -> None:
         """Keep the temperature where the release clamps it."""
