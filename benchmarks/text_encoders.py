@@ -1,8 +1,8 @@
 """The demo's text side several ways: a vocabulary fitted to the captions, and frozen pretrained encoders.
 
 Needs a finished demo (`make demo`) for its tokens, and `--text` with folders or hub ids of encoders, such as
-sentence-transformers/all-MiniLM-L6-v2. Trains all from the same shards with the same steps and prints retrieval, moments
-and the seconds that pretraining took.
+sentence-transformers/all-MiniLM-L6-v2. Trains all from the same shards with the same steps and prints retrieval,
+moments and the seconds that pretraining took.
 """
 
 from __future__ import annotations
