@@ -42,7 +42,7 @@ class ConvertFeaturesConfig:
     encoder: str = "s3d"
     """Name of the encoder that made them; tokens of differently named encoders are never mixed."""
     captions: Path | None = None
-    """HowTo100M raw_caption.json, or a folder of <video_id>.csv. They can be given or changed later, as for `extract`."""
+    """HowTo100M raw_caption.json, or a folder of <video_id>.csv. They can be given, or changed, later."""
     keep_rolling_repeats: bool = False
     """Leave captions as they are, instead of removing what rolling captions repeat."""
     seed: int = 0
