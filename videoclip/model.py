@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args, get_type_hints
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ class VideoCLIPConfig:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            allowed = get_args(kind)
+            allowed = get_args(kind) if get_origin(kind) is Literal else ()
             if allowed and getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if not 0 <= self.cls_id < self.vocabulary or not 0 <= self.sep_id < self.vocabulary:
@@ -142,6 +142,7 @@ class VideoCLIP(nn.Module, ModelHubMixin):
 
     recipe: ClassVar[str] = "videoclip"
     """What `config.json` names: the file in `videoclip/recipes/` that trains this."""
+    config_class: ClassVar[type[VideoCLIPConfig]] = VideoCLIPConfig
 
     def __init__(self, config: VideoCLIPConfig) -> None:
         super().__init__()
@@ -204,6 +205,10 @@ class VideoCLIP(nn.Module, ModelHubMixin):
 
         Raises InputError if an id is not in the vocabulary or a text is longer than `max_words`.
         """
+        return self._features(*self._encode_text(word_ids))
+
+    def _encode_text(self, word_ids: Packed) -> tuple[Packed, Tensor]:
+        """Outputs for `[CLS] words [SEP]`, shortest text first, and which text each was before."""
         self._check_text(word_ids)
         bert = self._text_bert
         word_ids = word_ids.to(self.log_temperature.device, torch.int64)
@@ -220,7 +225,7 @@ class VideoCLIP(nn.Module, ModelHubMixin):
             is_word = positions > 0
             positions = torch.where(is_word, positions + self.config.first_text_position - 1, 0)
             types = is_word.long()
-        return self._features(bert(x, positions, types), order)
+        return bert(x, positions, types), order
 
     def get_video_features(self, video_tokens: Tensor, video_mask: Tensor) -> Tensor:
         """Padded tokens [B, T, D] and their mask, bool [B, T] (True where there is a token) -> [B, H]."""
@@ -341,7 +346,7 @@ class VideoCLIP(nn.Module, ModelHubMixin):
         Raises InputError if it is neither, or if configuration and weights do not fit together.
         """
         folder = find_folder(folder_or_id)
-        model = cls(read_config(folder, VideoCLIPConfig))
+        model = cls(read_config(folder, cls.config_class))
         load_weights(folder, model)
         model.frozen.folder = folder
         return model.eval()
