@@ -61,14 +61,16 @@ def train(
             clustering = make_clustering(embeddings, WANTED, state.epoch, rows)
             steps = spread_batches(clustering.batches, 1)
         drawn = EpochBatches(sampler, steps, seed, state.epoch, 0, RULES, clustering.duplicates)
-        for _, figures in train_epoch(model, optimizer, drawn, state, epochs * len(steps), SCHEDULE):
-            pass
+        figures = [noted for _, noted in train_epoch(model, optimizer, drawn, state, epochs * len(steps), SCHEDULE)][-1]
     return model.eval(), {**figures, "cpu_seconds": time.process_time() - start, "steps": state.step}
 
 
 def measure(model: fusion.Recipe, demo: Path) -> dict[str, float]:
     """R@1 and R@10 by contrast and, where the model matches, re-ranked."""
-    shards, clips = Shards(demo / "tokens" / "test"), read_youcook2(demo / "corpus" / "youcookii_annotations_trainval.json")
+    shards, clips = (
+        Shards(demo / "tokens" / "test"),
+        read_youcook2(demo / "corpus" / "youcookii_annotations_trainval.json"),
+    )
     plain = retrieve_clips(model, shards, clips)[0]
     found = {"queries": plain["queries"], "chance": plain["chance_R@1"], "R@1": plain["R@1"], "R@10": plain["R@10"]}
     for best in BEST if "vtm" in model.config.losses else ():

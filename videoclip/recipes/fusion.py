@@ -103,9 +103,7 @@ class Recipe(VideoCLIP):
         text, words = self._both(*self._encode_text(batch.word_ids))
         pairs = gather_pairs(video, text, batch)
         gathered = pairs.all_video, pairs.all_text
-        losses = {
-            "vtc": contrastive_loss(video, text, self.temperature, gathered, pairs.rank_offset, pairs.excluded)
-        }
+        losses = {"vtc": contrastive_loss(video, text, self.temperature, gathered, pairs.rank_offset, pairs.excluded)}
         figures = {**pairs.figures(), "temperature": self.temperature.detach()}
         counts = batch.rows_per_rank or rows_per_rank(len(batch))
         if self.config.losses != ("vtc",):
