@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from videoclip.errors import InputError
 from videoclip.packed import Packed
 from videoclip.parts.fusion import first_rows, through
-from videoclip.parts.pixel_model import PixelModel
 from videoclip.parts.vision_transformer import VisionShape, VisionTransformer
 from videoclip.transformer import Bert, TransformerShape, initialise_as_bert
 
@@ -54,7 +53,7 @@ class TextEncoder(nn.Module):
         self.bert = Bert(shape, vocabulary)
 
 
-class Towers(PixelModel):
+class Towers(nn.Module):
     """Video and text to unit vectors. Subclasses add what is theirs."""
 
     def __init__(self, shape: TowersShape, layers: int | None = None) -> None:
