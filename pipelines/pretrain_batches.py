@@ -1,203 +1,153 @@
-"""The batches of every epoch of `videoclip pretrain`: embed all videos, cluster them, keep the answer on disk.
+"""The batches of every epoch of `videoclip pretrain`: what videos are compared by, their clusters, all on disk.
 
 All workers embed a share each; the first of them clusters. A clustering is a file of the run folder, so a run that
-is resumed has the batches that it had. With `--cluster-ahead` the next clustering is made from the weights at the
-start of the present one, by a task of its own on a spare CPU while training goes on.
+is resumed has the batches that it had.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 import numpy as np
+import torch.distributed as dist
 
 from pipelines.runs import Quarantine
-from videoclip.errors import InputError
-from videoclip.files import read_json, write_array, write_arrays, write_json
+from videoclip.data.clips import ClipSampler
+from videoclip.data.howto100m import read_topics
+from videoclip.data.shards import Shards
+from videoclip.embedding import TwoTowers, clips_of, embed_videos
+from videoclip.evaluation.inputs import load_model_and_shards
+from videoclip.files import write_array
+from videoclip.retrieval.epochs import BatchOptions, Clustering, make_clustering
+from videoclip.retrieval.similarity import mean_tokens
 
-if TYPE_CHECKING:
-    from pipelines.pretrain import PretrainConfig
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Clustering:
-    """Batches of rows of the shards, a label for every row that near-duplicates share, and figures for the metrics."""
+class BatchPlan:
+    """How the videos are grouped in every epoch of a run."""
 
-    batches: list[np.ndarray]
-    duplicates: np.ndarray
-    figures: dict[str, float]
+    options: BatchOptions
+    similarity: str
+    """What videos are compared by: model, tokens, or the folder or hub id of a teacher."""
+    clips_per_video: int
+    """Clips whose mean embedding stands for a video."""
+    from_nothing: bool
+    """Whether the model starts untrained, so that in the first epoch it knows less than its frozen tokens."""
+    topics: Path | None
+    seed: int
+
+    def seed_of(self, epoch: int) -> int:
+        """Of an epoch's clustering."""
+        return int(np.random.default_rng([self.seed, epoch]).integers(2**31))
+
+    def source(self, epoch: int) -> str:
+        """What videos are compared by in an epoch."""
+        if self.options.mode == "random":
+            return "tokens"  # to label near-duplicates by, at no cost
+        return "tokens" if self.similarity == "model" and epoch == 0 and self.from_nothing else self.similarity
 
 
 class Clusterings:
     """Makes clusterings and reads them back; every worker has one of these and calls it at the same time."""
 
-    def __init__(self, config: PretrainConfig, sampler: Any, rank: int, workers: int) -> None:
-        self.config = config
+    def __init__(self, plan: BatchPlan, output: Path, sampler: ClipSampler, rank: int, workers: int) -> None:
+        self.plan = plan
+        self.output = output
         self.sampler = sampler
         self.rows = sampler.usable_rows()
         self.rank, self.workers = rank, workers
-        self.topics = topics_of(config.topics, sampler.shards, self.rows) if rank == 0 else None
-        self.folder = config.output / "batches"
+        self.topics = topics_of(plan.topics, sampler.shards, self.rows) if rank == 0 else None
+        self.folder = output / "batches"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._ahead: Any = None
 
-    def start_epoch(self, epoch: int, model: Any) -> Clustering:
-        """The clustering of an epoch; made first, where the epoch is the first to need it."""
-        number = epoch // self.config.recluster_every
-        if not self._is_there(number):
-            self._embed(model, number)
+    def start_epoch(self, epoch: int, model: TwoTowers) -> Clustering:
+        """The clustering of an epoch; made first, where it is not there yet."""
+        path = self.folder / f"clustering-{epoch:04d}.npz"
+        if not agreed(path.exists()):
+            self._embed(model, epoch)
             if self.rank == 0:
-                cluster_to_file(*self._arguments(number))
-            _barrier(self.workers)
-        clustering = read_clustering(self._path(number))
-        _barrier(self.workers)  # nobody may clear away what another still reads
-        last = (self.config.epochs - 1) // self.config.recluster_every
-        if self.config.cluster_ahead and number < last and not self._is_there(number + 1):
-            self._embed(model, number + 1)
-            if self.rank == 0:
-                self._ahead = self._start(number + 1)
+                arguments = self.rows, self._shares(epoch), path, self.plan.options, self.plan.seed_of(epoch)
+                cluster_to_file(self.sampler.shards.folder, self.output, *arguments, self.topics)
+            _barrier()
+        clustering = Clustering.load(path)
+        _barrier()  # nobody may clear away what another still reads
         return clustering
 
-    def finish_ahead(self) -> None:
-        """Wait for the clustering that runs beside training; to be called before a checkpoint is written.
-
-        A run resumed from that checkpoint has newer weights and could not make the clustering again.
-        """
-        if self._ahead is not None:
-            import ray
-
-            ray.get(self._ahead)
-            self._ahead = None
-        _barrier(self.workers)
-
-    def _embed(self, model: Any, number: int) -> None:
+    def _embed(self, model: TwoTowers, epoch: int) -> None:
         """Leave this worker's share of the embeddings on disk, where the clustering finds it."""
-        from videoclip.training import embed_videos
-
         share = np.array_split(self.rows, self.workers)[self.rank]
-        embeddings = embed_videos(model, self.sampler, share, self.config.seed, number)
-        write_array(self._shares(number)[self.rank], embeddings.astype(np.float16))
-        _barrier(self.workers)
+        write_array(self._shares(epoch)[self.rank], self._embedded(model, share, epoch).astype(np.float16))
+        _barrier()
 
-    def _start(self, number: int) -> Any:
-        """Cluster on a spare CPU while training goes on; with no CPU to spare, at once."""
-        import ray
+    def _embedded(self, model: TwoTowers, share: np.ndarray, epoch: int) -> np.ndarray:
+        """What the videos of a share are compared by: float32 [V, H]."""
+        source = self.plan.source(epoch)
+        if source == "tokens":
+            return mean_tokens(self.sampler.shards, share, self.rows)
+        if source == "model":
+            clips = replace(self.sampler.config, clips_per_video=self.plan.clips_per_video)
+            return embed_videos(model, self.sampler.with_clips(clips), share, self.plan.seed, epoch)
+        kept = self.folder / f"teacher-{self.rank:03d}-of-{self.workers:03d}.npy"
+        if not kept.exists():
+            teacher, shards = load_model_and_shards(Path(source), self.sampler.shards.folder)
+            clips = clips_of(teacher, self.plan.clips_per_video)
+            sampler = ClipSampler(shards, teacher.tokenizer(), clips, self.output / f"teacher-words-{self.rank:03d}")
+            write_array(kept, embed_videos(teacher, sampler, share, self.plan.seed, 0).astype(np.float16))
+        return np.load(kept)
 
-        arguments = self._arguments(number)
-        if ray.available_resources().get("CPU", 0) < 1:
-            cluster_to_file(*arguments)
-            return None
-        task: Any = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(cluster_to_file)
-        return task.remote(*arguments)
-
-    def _arguments(self, number: int) -> tuple[Any, ...]:
-        """Of `cluster_to_file`."""
-        return self.config, number, self.rows, self._shares(number), self._path(number), self.topics
-
-    def _is_there(self, number: int) -> bool:
-        """Whether a clustering is finished, as the first worker sees it: all must agree on what to do next."""
-        import torch.distributed as dist
-
-        answer = [self._path(number).exists()]
-        if self.workers > 1:
-            dist.broadcast_object_list(answer)
-        return answer[0]
-
-    def _shares(self, number: int) -> list[Path]:
-        return [self.folder / f"embeddings-{number:04d}-{rank:03d}.npy" for rank in range(self.workers)]
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"clustering-{number:04d}.npz"
+    def _shares(self, epoch: int) -> list[Path]:
+        return [self.folder / f"embeddings-{epoch:04d}-{rank:03d}.npy" for rank in range(self.workers)]
 
 
 def cluster_to_file(
-    config: PretrainConfig,
-    number: int,
+    shards_folder: Path,
+    output: Path,
     rows: np.ndarray,
     shares: list[Path],
     path: Path,
-    topics: list[str | None] | None = None,
+    options: BatchOptions,
+    seed: int,
+    topics: Sequence[str | None] | None = None,
 ) -> None:
     """Cluster the embeddings in the files `shares`, of the videos at `rows`, into `path`; the shares are removed then.
 
-    `topics`, one a row, are for the figures. Videos whose embedding is not finite go to quarantine and are left out of
-    these batches.
+    Videos whose embedding is not finite go to the quarantine list of `output` and are left out of these batches.
     Raises InputError if no video is left.
     """
-    from videoclip.data.shards import Shards
-    from videoclip.retrieval import cluster_videos
-    from videoclip.retrieval.false_negatives import near_duplicates
-    from videoclip.retrieval.figures import describe_batches
-    from videoclip.retrieval.index import finite_rows
-
-    start = time.perf_counter()
+    shards = Shards(shards_folder)
     embeddings = np.concatenate([np.load(share, mmap_mode="r") for share in shares])
-    shards = Shards(config.shards)
-    good = finite_rows(embeddings)
-    if len(good) < len(rows):
-        _quarantine(config, shards, np.delete(rows, good))
-        rows, embeddings = rows[good], embeddings[good]
-        topics = None if topics is None else [topics[place] for place in good]
-    if not len(rows):
-        raise InputError(f"{config.shards}: no video has a finite embedding; is the model's learning rate too high?")
-    seed = int(np.random.default_rng([config.seed, number]).integers(2**31))
-    hardness = hardness_of_epoch(config, number * config.recluster_every)
-    batches = cluster_videos(embeddings, config.videos_per_batch, seed, config.batches, hardness, config.faiss_index)
-    duplicates = np.arange(len(shards))
-    similarity = config.false_negatives.duplicate_similarity
-    if similarity is not None:
-        duplicates[rows] = rows[near_duplicates(embeddings, batches, similarity)]
-    figures = describe_batches(embeddings, batches, topics, seed)
-    if config.batches == "cover":
-        figures["hardness"] = hardness
-    figures["near_duplicates"] = int((duplicates[rows] != rows).sum())
-    figures["cluster_seconds"] = round(time.perf_counter() - start, 3)
-    write_json(path.with_suffix(".json"), figures)
-    write_arrays(
-        path,
-        rows=np.concatenate([rows[batch] for batch in batches]),
-        sizes=np.array([len(batch) for batch in batches]),
-        duplicates=duplicates,
-    )
+    clustering = make_clustering(embeddings, options, seed, rows, len(shards), topics)
+    if len(clustering.left_out):
+        quarantine, video_ids = Quarantine(output), shards.video_ids()
+        for row in clustering.left_out:
+            quarantine.add(video_ids[row], "its embedding is not finite, so it was left out of clustered batches")
+        quarantine.save()
+    clustering.save(path)
     for share in shares:
         share.unlink(missing_ok=True)
 
 
-def read_clustering(path: Path) -> Clustering:
-    """What `cluster_to_file` wrote."""
-    with np.load(path) as stored:
-        batches = np.split(stored["rows"], np.cumsum(stored["sizes"])[:-1])
-        return Clustering(batches, stored["duplicates"], read_json(path.with_suffix(".json")))
-
-
-def hardness_of_epoch(config: PretrainConfig, epoch: int) -> float:
-    """The schedule: the values of `hardness`, spread evenly over the run and joined by straight lines."""
-    places = np.linspace(0, max(1, config.epochs - 1), len(config.hardness))
-    return float(np.interp(epoch, places, config.hardness))
-
-
-def topics_of(path: Path | None, shards: Any, rows: np.ndarray) -> list[str | None] | None:
+def topics_of(path: Path | None, shards: Shards, rows: np.ndarray) -> list[str | None] | None:
     """The topic of the videos at `rows`, None where it is not known; no list without a file of topics."""
-    from videoclip.data.howto100m import read_topics
-
     if path is None:
         return None
     topics, video_ids = read_topics(path), shards.video_ids()
     return [topics.get(video_ids[row]) for row in rows]
 
 
-def _quarantine(config: PretrainConfig, shards: Any, rows: np.ndarray) -> None:
-    quarantine, video_ids = Quarantine(config.output), shards.video_ids()
-    for row in rows:
-        quarantine.add(video_ids[row], "its embedding is not finite, so it was left out of clustered batches")
-    quarantine.save()
+def agreed(value: T) -> T:
+    """What the first worker has: all must agree on what to do next, and file systems may show them different things."""
+    answer = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(answer)
+    return answer[0]
 
 
-def _barrier(workers: int) -> None:
-    import torch.distributed as dist
-
-    if workers > 1:
+def _barrier() -> None:
+    if dist.is_initialized():
         dist.barrier()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,16 +20,19 @@ from conftest import KITCHEN, extraction, training
 
 from pipelines.cli import VERBS, main
 from pipelines.cluster import ClusterConfig, cluster
-from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
+from pipelines.evaluate_moments import MomentConfig, evaluate_moments
+from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.extract import extract
-from pipelines.pretrain import PretrainConfig, pretrain
-from pipelines.pretrain_batches import cluster_to_file, hardness_of_epoch, read_clustering
+from pipelines.pretrain import pretrain
+from pipelines.pretrain_batches import BatchPlan, cluster_to_file
 from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
-from videoclip.files import read_json_lines
+from videoclip.files import read_json, read_json_lines
 from videoclip.model import VideoCLIP
+from videoclip.packed import Packed
+from videoclip.retrieval.epochs import BatchOptions, Clustering
 from videoclip.synthetic.kitchen import plan_kitchen
 
 pytestmark = pytest.mark.slow
@@ -118,7 +122,7 @@ def kill_first_worker(name: str, ready: Callable[[], bool]) -> tuple[list[int], 
 
 def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
     marks = tmp_path / "tokens" / ".attempts"
-    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*")))  # while it is at work on a video
+    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*/*")))  # while it is at work on a video
     shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
     thread.join()
     assert killed, "the test must have killed a worker"
@@ -152,7 +156,7 @@ def test_the_model_encodes_files_and_words_as_extraction_did(trained: Path, toke
     video = model.encode_video(corpus / "test" / "videos" / "test_0000.mp4", start=3.0, end=9.0)
     with torch.inference_mode():
         extracted = torch.from_numpy(np.array(Shards(tokens / "test").tokens(0)[3:9]))
-        expected = model.embed_video(extracted, torch.tensor([6]))[0]
+        expected = model.embed_video(Packed(extracted, torch.tensor([6])))[0]
     torch.testing.assert_close(video, expected, atol=2e-3, rtol=0)
     assert model.encode_text(["stir the carrot", "press the egg"]).shape == (2, 32)
 
@@ -200,44 +204,41 @@ def test_a_killed_training_worker_is_replaced(ray: None, tokens: Path, trained: 
         torch.testing.assert_close(weights(config.output)[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_clusterings_made_ahead_are_the_same_after_a_worker_is_killed(ray: None, tokens: Path, tmp_path: Path) -> None:
-    straight = training(tokens, tmp_path / "straight", cluster_ahead=True, hardness=(0.0, 1.0))
-    pretrain(straight)
-    broken = replace(straight, output=tmp_path / "broken")
-    ahead = broken.output / "batches" / "clustering-0001.npz"  # used by the second epoch, made during the first
-    killed, thread = kill_first_worker("RayTrainWorker", ahead.exists)
-    pretrain(broken)
-    thread.join()
-    assert killed, "the test must have killed a worker"
-    for number in range(3):
-        name = f"clustering-{number:04d}"
-        one, other = (np.load(config.output / "batches" / f"{name}.npz") for config in (straight, broken))
-        assert all(np.array_equal(one[key], other[key]) for key in ("rows", "sizes", "duplicates"))
-    for name, value in weights(straight.output).items():
-        torch.testing.assert_close(weights(broken.output)[name], value, rtol=0, atol=0, msg=name)
-    figures = [row for row in read_json_lines(straight.output / "metrics.jsonl") if "batches/cosine" in row]
-    assert [row["batches/hardness"] for row in figures] == [0.0, 0.5, 1.0]
-    assert all(row["batches/coverage"] == 100 and row["batches/most_repeated"] == 1 for row in figures)
-    assert not list((straight.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
+@pytest.mark.parametrize("similarity", ["tokens", "teacher"])
+def test_videos_are_compared_by_tokens_or_by_a_teacher(
+    ray: None, tokens: Path, trained: Path, tmp_path: Path, similarity: str
+) -> None:
+    source = str(trained / "model") if similarity == "teacher" else similarity
+    config = training(tokens, tmp_path / "run", similarity=source, videos_per_batch=4, clusters_per_batch=2)
+    pretrain(config)
+    clusterings = [Clustering.load(path) for path in sorted((config.output / "batches").glob("clustering-*.npz"))]
+    assert len(clusterings) == config.epochs
+    for clustering in clusterings:
+        assert sorted(np.concatenate(clustering.batches).tolist()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    shown = [row for row in read_json_lines(config.output / "metrics.jsonl") if "batches/cosine" in row]
+    assert [row["batches/coverage"] for row in shown] == [100] * config.epochs
+    assert all(row["batches/cluster_cosine"] > row["batches/random_cosine"] for row in shown)
+    assert not list((config.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
 
 
 def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_clustered(
     tokens: Path, tmp_path: Path
 ) -> None:
-    config = training(tokens, tmp_path)
     rows = np.array([0, 1, 2, 3, 5, 6, 7, 8, 9])
     embeddings = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float16)
     embeddings[4, 3], embeddings[8, 0] = np.nan, np.inf
     np.save(tmp_path / "a.npy", embeddings[:5])
     np.save(tmp_path / "b.npy", embeddings[5:])
-    cluster_to_file(config, 0, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "clustering.npz")
-    clustering = read_clustering(tmp_path / "clustering.npz")
+    path, options = tmp_path / "clustering.npz", BatchOptions(3)
+    cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], path, options, 0)
+    clustering = Clustering.load(path)
+    assert clustering.left_out.tolist() == [5, 9]
     assert sorted(np.concatenate(clustering.batches).tolist()) == [0, 1, 2, 3, 6, 7, 8]
     quarantined = read_json_lines(tmp_path / "quarantine.jsonl")
     assert [row["video_id"] for row in quarantined] == ["train_0005", "train_0009"]
     np.save(tmp_path / "a.npy", np.full((9, 8), np.nan, np.float16))
     with pytest.raises(InputError, match="no video has a finite embedding"):
-        cluster_to_file(config, 1, rows, [tmp_path / "a.npy"], tmp_path / "none.npz")
+        cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy"], tmp_path / "none.npz", options, 0)
 
 
 def test_two_workers_train_together_on_all_videos(
@@ -262,21 +263,23 @@ def test_two_workers_train_together_on_all_videos(
     ]
 
 
-def test_hardness_follows_its_schedule(tmp_path: Path) -> None:
-    config = training(tmp_path, tmp_path, epochs=5, hardness=(0.0, 1.0, 0.5))
-    assert [hardness_of_epoch(config, epoch) for epoch in range(5)] == [0, 0.5, 1, 0.75, 0.5]
-    assert hardness_of_epoch(replace(config, hardness=(0.3,)), 4) == pytest.approx(0.3)
+def test_a_new_model_is_not_asked_what_is_similar() -> None:
+    plan = BatchPlan(BatchOptions(), "model", 2, True, None, seed=0)
+    assert [plan.source(epoch) for epoch in range(3)] == ["tokens", "model", "model"]
+    assert replace(plan, from_nothing=False).source(0) == "model"
+    assert replace(plan, similarity="runs/teacher").source(0) == "runs/teacher"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hardness": (2.0,)}, "between 0"),
-        ({"hardness": ()}, "at least one number"),
-        ({"hardness": (0.5,), "batches": "paper"}, "steers"),
+        ({"clusters_per_batch": 2}, "2 clusters do not divide a batch of 3"),
+        ({"clusters_per_batch": 4}, "3 videos cannot make 4 clusters"),
+        ({"clusters_per_batch": 3, "batches": "paper"}, "one cluster each"),
+        ({"similarity": "/nowhere"}, "no model here"),
         ({"videos_per_batch": 0}, "at least 1"),
         ({"batches": "hard"}, "choose one of"),
-        ({"recluster_every": 0}, "at least 1"),
+        ({"clips_for_similarity": 0}, "at least 1"),
         ({"topics": Path("/nowhere.csv")}, "no such file"),
     ],
 )
@@ -370,7 +373,7 @@ def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Pa
     with torch.inference_mode():
         row = shards.video_ids().index(found[0].video_id)
         window = torch.from_numpy(np.array(shards.tokens(row)[found[0].start : found[0].end]))
-        video = model.embed_video(window, torch.tensor([len(window)]))[0]
+        video = model.embed_video(Packed(window, torch.tensor([len(window)])))[0]
     assert float(model.encode_text(["the egg is poured in the pan"])[0] @ video) == pytest.approx(
         found[0].score, abs=1e-4
     )
@@ -380,6 +383,19 @@ def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Pa
     assert sorted(m.video_id for m in videos) == sorted(shards.video_ids())
     covered = np.load(tmp_path / "index" / "windows.npz")["windows"]
     assert all(covered[covered[:, 0] == r, 2].max() == s for r, s in enumerate(shards.seconds()))
+
+
+def test_an_index_is_tuned_with_captions_where_there_are_some_and_says_so(
+    ray: None, trained: Path, tokens: Path, tmp_path: Path
+) -> None:
+    for split, told in (("train", " captions, "), ("test", "(asked with windows: the shards have no captions)")):
+        build_index(IndexConfig(trained / "model", tokens / split, tmp_path / split, faiss_index="IVF4,Flat"))
+        description = read_json(tmp_path / split / "index.json")["description"]
+        assert "inverted lists probed, recall@64 " in description and told in description
+        if split == "train":
+            said = {text for record in Shards(tokens / split) for text in record.captions.text}
+            count = int(re.search(r"of (\d+) captions", description)[1])
+            assert count == min(512, len(said))
 
 
 def test_an_index_of_another_model_or_a_damaged_one_is_refused(
@@ -436,20 +452,6 @@ def test_help_is_there_for_every_verb(verb: str, capsys: pytest.CaptureFixture[s
     except SystemExit as stop:
         assert not stop.code
     assert "videoclip" in capsys.readouterr().out
-
-
-def test_a_yaml_file_fills_options_and_options_win(tmp_path: Path) -> None:
-    import tyro
-
-    from pipelines.cli import _take_config_file
-
-    (tmp_path / "o.yaml").write_text("shards: a\nepochs: 7\nmodel: {width: 64}\n")
-    words, default = _take_config_file(["--epochs", "9", "--config", str(tmp_path / "o.yaml")], PretrainConfig)
-    config = tyro.cli(PretrainConfig, args=words, default=default)
-    assert (config.shards, config.epochs, config.model.width, config.model.heads) == (Path("a"), 9, 64, 12)
-    (tmp_path / "bad.yaml").write_text("epoch: 7\n")
-    with pytest.raises(InputError, match="unknown options epoch"):
-        _take_config_file(["--config", str(tmp_path / "bad.yaml")], PretrainConfig)
 
 
 FULL_DISK = """
