@@ -1,10 +1,9 @@
 """Section 3.3: batches of similar videos. Every video appears exactly once an epoch."""
 
+import itertools
 import re
 import sys
 from pathlib import Path
-
-import itertools
 
 import numpy as np
 import pytest
