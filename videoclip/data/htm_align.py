@@ -1,7 +1,7 @@
 """HTM-Align (Han et al., CVPR 2022): which seconds of 80 HowTo100M videos show what each sentence says, if any do.
 
-`htm_align.json` is `{video_id: [[alignable, start, end, text], …]}`. A sentence that can be aligned has corrected times;
-one that cannot has those of speech recognition.
+`htm_align.json` is `{video_id: [[alignable, start, end, text], …]}`. A sentence that can be aligned has corrected
+times; one that cannot has those of speech recognition.
 """
 
 from __future__ import annotations
