@@ -53,7 +53,7 @@ class QuestionConfig(ZeroShotConfig):
 
 @dataclass(frozen=True)
 class AlignmentConfig(ZeroShotConfig):
-    """HTM-Align: at which second is a sentence shown (recall, beside chance), and is it shown at all (AUC)?"""
+    """Alignment of sentences on HTM-Align: at which second is each shown (recall, beside chance), if at all (AUC)?"""
 
     annotations: Path
     """htm_align.json."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from videoclip.data.shards import Manifest, ShardWriter
 from videoclip.files import write_array, write_json
-from videoclip.synthetic.world.plan import BLOCK, VERBS, World, WorldVideo
+from videoclip.synthetic.world.plan import BLOCK, World, WorldVideo
+from videoclip.synthetic.world.words import VERBS
 
 ALL_DOMAINS = "youcookii_all.json"
 

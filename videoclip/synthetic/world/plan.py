@@ -28,7 +28,7 @@ class WorldConfig:
     seed: int = 0
     videos: int = 10_000
     """For training."""
-    test_videos: int = 1_000
+    test_videos: int = 4_000
     domains: int = 20
     topics: int = 200
     attributes: int = 3
@@ -40,12 +40,12 @@ class WorldConfig:
     steps_of_video: int = 6
     lines_of_step: int = 3
     dimension: int = 64
-    visible_attribute: float = 0.7
+    visible_attribute: float = 0.4
     """Length of an attribute's direction in a token; a verb's and a thing's are 1."""
     visible_topic: float = 0.7
     noise: float = 2.0
     """Length of the noise in a token."""
-    said_attribute: float = 0.12
+    said_attribute: float = 0.04
     """How often a line names an attribute, for each of them."""
     off_topic: float = 0.25
     """Share of lines about something else."""
