@@ -63,7 +63,7 @@ def probe(path: Path) -> VideoInfo:
 
     Raises InputError if it is missing, empty, no video, or larger than the decoder may allocate.
     """
-    with _open(path) as container:
+    with open_container(path) as container:
         stream = _video_stream(container, path)
         return VideoInfo(_duration(container, stream), stream.codec_context.width, stream.codec_context.height)
 
@@ -146,7 +146,7 @@ def _frames_at_rate(path: Path, frame_format: FrameFormat, start: float, end: fl
     shown: Any = None  # the latest decoded frame, the one a player would be showing
     picture: np.ndarray | None = None  # `shown`, scaled and cropped once however often it repeats
     decoded, last_time, frame_length = 0, 0.0, 0.0
-    with _open(path) as container:
+    with open_container(path) as container:
         stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
         duration = _duration(container, stream)
@@ -193,7 +193,11 @@ def _frames_at_rate(path: Path, frame_format: FrameFormat, start: float, end: fl
         wanted += 1
 
 
-def _open(path: Path) -> Any:
+def open_container(path: Path) -> Any:
+    """Open a file with PyAV.
+
+    Raises InputError if it is missing, empty or nothing that FFmpeg can read.
+    """
     import av
 
     av.logging.set_level(None)  # FFmpeg's own messages say less than the errors below, and say it many times
