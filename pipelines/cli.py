@@ -16,11 +16,15 @@ from videoclip.errors import InputError
 # verb -> (module, configuration, function, one line). Imported when chosen: `--help` should not wait for torch.
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "demo": ("demo", "DemoConfig", "demo", "everything, on a generated cooking channel, in a few minutes"),
+    "captions": ("captions", "CaptionsConfig", "captions", "show what is understood of the subtitles of a folder"),
+    "transcribe": ("transcribe", "TranscribeConfig", "transcribe", "speech to text, where there are no subtitles"),
     "extract": ("extract", "ExtractConfig", "extract", "videos and captions to shards of tokens"),
     "pretrain": ("pretrain", "PretrainConfig", "pretrain", "learn from shards with captions"),
     "cluster": ("cluster", "ClusterConfig", "cluster", "group videos into batches of similar ones"),
-    "index": ("search", "IndexConfig", "build_index", "make a folder of shards searchable"),
+    "index": ("index", "IndexConfig", "build_index", "make videos searchable by picture and by word"),
     "search": ("search", "SearchConfig", "search", "find moments or videos by describing them"),
+    "serve": ("serve", "ServeConfig", "serve", "a page to search and watch an archive"),
+    "mcp": ("mcp_server", "MCPConfig", "serve_mcp", "an archive as tools for programs that speak MCP"),
     "evaluate youcook2": ("evaluate", "RetrievalConfig", "evaluate_retrieval", "retrieval of annotated clips"),
     "evaluate msrvtt": ("evaluate", "MSRVTTConfig", "evaluate_msrvtt", "retrieval of videos"),
     "evaluate didemo": ("evaluate", "DiDeMoConfig", "evaluate_didemo", "retrieval of videos by paragraphs"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -83,6 +85,15 @@ class SubtitleFiles:
     def ids(self) -> set[str]:
         """Ids of all videos that there are subtitles for, also of videos that are not there."""
         return set(self._database if self._database is not None else self._files)
+
+    def digest(self, video_id: str) -> str:
+        """Changes when a video's subtitles do: sizes and times of its files, or a checksum of its lines in a table."""
+        if self._database is not None:
+            raw = json.dumps(self._database.get(video_id), sort_keys=True, default=str)
+            return hashlib.sha256(raw.encode()).hexdigest()[:16]
+        stats = [(file.name, file.stat()) for file in self._choose(self._files.get(video_id, []))]
+        text = f"{self.language} {[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def find(self, video_id: str) -> Subtitles | None:
         """The subtitles of one video, or None where there are none in that language.
