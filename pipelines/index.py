@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.ray_session import ray_session, run_tasks
-from pipelines.runs import Quarantine, start_run, with_absolute_paths
+from pipelines.runs import Quarantine, start_run, with_absolute_paths, writes_output
 from videoclip.data.captions import NO_CAPTIONS, Captions
 from videoclip.data.subtitle_files import BESIDE, SubtitleFiles
 from videoclip.data.video import find_videos
@@ -28,7 +28,6 @@ from videoclip.search.building import (
     apply_changes,
     block_name,
     find_changes,
-    only_writer,
 )
 from videoclip.search.store import Store, window_count
 from videoclip.search.vectors import BLOCKS, WindowConfig, block_finished, write_block
@@ -76,40 +75,42 @@ class Source:
     path: str = ""
 
 
+@writes_output
 def build_index(config: IndexConfig) -> None:
     """Run the stage.
 
     Raises InputError if model, shards and index do not fit each other, or the options make no windows.
     """
-    from videoclip.model import VideoCLIP
+    from videoclip.recipes import from_pretrained
+    from videoclip.retrieval.index import load_faiss
 
+    load_faiss()  # before all videos are embedded for an index that cannot be made
     config = with_absolute_paths(config)
     if config.shards is None and config.videos is None:
         raise InputError("give --shards, a folder that `videoclip extract` wrote, or --videos, a folder of videos")
     windowing = WindowConfig(config.window, config.stride)
-    model = VideoCLIP.from_pretrained(config.model)
+    model = from_pretrained(config.model)
     if config.window > model.config.max_seconds:
         raise InputError(f"a window may have at most {model.config.max_seconds} seconds with this model")
-    with only_writer(config.output):
-        store = Store(config.output, create=True)
-        digest = sha256(config.model / "model.safetensors")
-        _refuse_other(store, digest, windowing)
-        files = _files(config.videos)
-        quarantine = Quarantine(config.output)
-        sources = _from_shards(config) if config.shards else _from_files(config, files)
-        changes = find_changes(store, {source.video_id: source.digest for source in sources})
-        if changes:
-            start_run(config.output, "index", config)
-            added = _embed(
-                config, windowing, digest, [s for s in sources if s.video_id in {*changes.added}], quarantine
-            )
-            added = _with_files(_with_captions(config, added, files, quarantine), files, config)
-            _update(config, windowing, digest, store, changes, added, model)
-        _locate(store, files, config)
-        print(_summary(store, changes, quarantine))
-        quarantine.save()
-        if config.fit is not None:
-            _fit(config, store, model, digest)
+    store = Store(config.output, create=True)
+    digest = sha256(config.model / "model.safetensors")
+    _refuse_other(store, digest, windowing)
+    files = _files(config.videos)
+    quarantine = Quarantine(config.output)
+    sources = _from_shards(config) if config.shards else _from_files(config, files)
+    by_id = {source.video_id: source for source in sources}
+    changes = find_changes(store, {source.video_id: source.digest for source in sources})
+    if changes:
+        start_run(config.output, "index", config)
+        new = [by_id[video_id] for video_id in changes.added]
+        added = _embed(config, windowing, digest, new, quarantine)
+        added = _with_files(_with_captions(config, added, files, quarantine), files, config)
+        _update(config, windowing, digest, store, changes, added, model)
+    _locate(store, files, config)
+    print(_summary(store, changes, quarantine))
+    quarantine.save()
+    if config.fit is not None:
+        _fit(config, store, model, digest)
 
 
 def _refuse_other(store: Store, model: str, windowing: WindowConfig) -> None:
@@ -173,11 +174,8 @@ def _embed(
                 quarantine.add(row["video_id"], row["reason"])
                 continue
             seconds = row["seconds"]
-            added.append(
-                NewVideo(
-                    row["video_id"], row["digest"], seconds, row["duration"], NO_CAPTIONS, name, window_row, second_row
-                )
-            )
+            where = (name, window_row, second_row)
+            added.append(NewVideo(row["video_id"], row["digest"], seconds, row["duration"], NO_CAPTIONS, *where))
             window_row += window_count(seconds, windowing.window, windowing.stride)
             second_row += seconds
     return added
@@ -186,15 +184,15 @@ def _embed(
 def _embed_block(config: IndexConfig, windowing: WindowConfig, sources: Sequence[Source], name: str) -> int:
     import torch
 
-    from pipelines.evaluate import load_model_and_shards
     from videoclip.data.video import probe
-    from videoclip.model import VideoCLIP
+    from videoclip.evaluation.inputs import load_model_and_shards
+    from videoclip.recipes import from_pretrained
 
     torch.set_num_threads(1)  # one task a CPU
     if config.shards is not None:
         model, shards = load_model_and_shards(config.model, config.shards)
     else:
-        model = VideoCLIP.from_pretrained(config.model)
+        model = from_pretrained(config.model)
     rows: list[dict[str, Any]] = []
     videos = []
     for source in sources:
@@ -273,9 +271,11 @@ def _update(
     model: Any,
 ) -> None:
     """Commit the next generation, tuned by captions of the archive."""
+    from videoclip.embedding import embed_texts
+
     lines = store.some_lines(TUNING_TEXTS) or [text for video in added for text in video.captions.text]
     step = max(1, len(lines) // TUNING_TEXTS)
-    texts = model.encode_text(lines[::step][:TUNING_TEXTS]).cpu().numpy() if lines else None
+    texts = embed_texts(model, lines[::step][:TUNING_TEXTS]) if lines else None
     store.set("model", digest)
     index = apply_changes(store, changes, added, windowing, config.memory * GIGABYTE, texts, config.faiss_index)
     print(index.described(store.get("tuned_by")))
@@ -302,7 +302,8 @@ def _locate(store: Store, files: Mapping[str, Path], config: IndexConfig) -> Non
 def _summary(store: Store, changes: Changes, quarantine: Quarantine) -> str:
     videos = store.videos()
     changed = {video.video_id for video in changes.removed} & set(changes.added)
-    counts = f"{len(changes.added) - len(changed)} new, {len(changed)} changed, {len(changes.removed) - len(changed)} removed"
+    new, gone = len(changes.added) - len(changed), len(changes.removed) - len(changed)
+    counts = f"{new} new, {len(changed)} changed, {gone} removed"
     return (
         f"{len(videos)} videos, {store.line_count()} lines said, in {store.folder} "
         f"({counts if changes else 'nothing new'}); {quarantine.summary()}"

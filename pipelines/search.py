@@ -59,11 +59,11 @@ def open_archive(model: Path, index: Path) -> Archive:
 
     Raises InputError if there is no index, it is damaged, or another model made it.
     """
-    from videoclip.model import VideoCLIP
+    from videoclip.recipes import from_pretrained
 
     weights = model / "model.safetensors"
     digest = sha256(weights) if weights.is_file() else ""
-    return Archive(index, VideoCLIP.from_pretrained(model), digest)
+    return Archive(index, from_pretrained(model), digest)
 
 
 def search(config: SearchConfig) -> list[Answer]:

@@ -127,7 +127,9 @@ def _add_search(app: FastAPI, archive: Archive, batches: Batches) -> None:
         one_a_video: bool = False,
     ) -> dict[str, Any]:
         """Moments that answer a description, best first."""
-        request = Request(q, by, count, Filter(folder, shortest, float("inf") if longest is None else longest), one_a_video)
+        request = Request(
+            q, by, count, Filter(folder, shortest, float("inf") if longest is None else longest), one_a_video
+        )
         return {"answers": public(await batches.search(request))}
 
     @app.get("/api/videos/{number}/like")

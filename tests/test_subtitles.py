@@ -19,7 +19,10 @@ from videoclip.data.video import probe
 from videoclip.errors import InputError
 
 SRT = "1\n00:00:01,000 --> 00:00:03,500\n<i>chop</i> the\nonion\n\n2\n00:01:00,000 --> 00:01:02,000\nstir\n"
-VTT = "WEBVTT\nLanguage: de\n\nNOTE nobody says this\n\n00:01.000 --> 00:03.500 align:start\n<v Ann>chop the onion</v>\n\n01:00.000 --> 01:02.000\nstir\n"
+VTT = (
+    "WEBVTT\nLanguage: de\n\nNOTE nobody says this\n\n00:01.000 --> 00:03.500 align:start\n"
+    "<v Ann>chop the onion</v>\n\n01:00.000 --> 01:02.000\nstir\n"
+)
 ASS = (
     "[Script Info]\nScriptType: v4.00+\n\n[Events]\n"
     "Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
@@ -135,7 +138,7 @@ def test_long_segments_are_cut_where_word_times_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252", "cp1251"])
 def test_other_encodings_are_read(encoding: str, tmp_path: Path) -> None:
     said = (
-        "нарежьте лук и обжарьте его на сковороде"
+        "нарежьте лук и обжарьте его на сковороде"  # noqa: RUF001
         if encoding == "cp1251"
         else "Zwiebeln für die Soße schälen, dann köcheln"
     )

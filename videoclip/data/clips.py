@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from videoclip.data.shards import Shards
 from videoclip.data.words import CaptionWords, WordTokenizer
 from videoclip.errors import InputError
+from videoclip.packed import Packed
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,22 @@ class ClipPairs:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """P pairs, concatenated without padding.
+    """P pairs of clips.
 
-    `video_tokens` float16 [sum of video_lengths, D]; `word_ids` int32 [sum of word_lengths], each text
-    `[CLS] … [SEP]`; `video_lengths`, `word_lengths`, and `video` (a pair's row in the shards) int64 [P].
+    `video_tokens`: rows float16 [N, D]; `word_ids`: rows int32 [M], each text `[CLS] … [SEP]`; both P sequences.
+    `video`: int64 [P], a pair's row in the shards. In training also `labels`, int64 [P, 3], which say whose negative
+    a pair is (`videoclip.retrieval.false_negatives`), and `rows_per_rank`, the pairs of every worker in this step.
     """
 
-    video_tokens: np.ndarray
-    video_lengths: np.ndarray
-    word_ids: np.ndarray
-    word_lengths: np.ndarray
-    video: np.ndarray
+    video_tokens: Packed
+    word_ids: Packed
+    video: Tensor
+    labels: Tensor | None = None
+    rows_per_rank: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.video)
 
 
 def sample_pairs(
@@ -85,7 +93,8 @@ def sample_pairs(
     """Draw `clips_per_video` pairs from each of V videos.
 
     `starts`, `ends` (float [C], seconds) and `words` (int [C], words a caption) describe all captions of the videos,
-    one video after the other; `captions` and `seconds` (int [V]) count those of each video, both at least 1.
+    one video after the other; `captions` and `seconds` (int [V]) count those of each video, both at least 1. Every
+    video has a word: see `ClipSampler.usable_rows`.
     """
     video = np.repeat(np.arange(len(captions)), config.clips_per_video)
     first = (np.cumsum(captions) - captions)[video]
@@ -98,7 +107,9 @@ def sample_pairs(
         forward = generator.random(len(video)) < 0.5
         forward = np.where(j == last, False, np.where(i == first, True, forward))
         candidate = np.clip(np.where(forward, j + 1, i - 1), first, last)
-        growing &= ~((i == first) & (j == last)) & (total + words[candidate] <= budget)
+        # A caption without a word takes any neighbour, which is then cut to the budget: no text is empty.
+        fits = (total == 0) | (total + words[candidate] <= budget)
+        growing &= ~((i == first) & (j == last)) & fits
         total = total + np.where(growing, words[candidate], 0)
         i, j = np.where(growing & ~forward, candidate, i), np.where(growing & forward, candidate, j)
     begin, finish = starts[i].astype(np.float64), _latest_end(ends, i, j)
@@ -142,44 +153,51 @@ class ClipSampler:
 
     def usable_rows(self) -> np.ndarray:
         """int64 [N]: rows of the videos that have at least one caption of at least one word."""
-        usable = []
-        for reader, (_, offsets), first in zip(self.shards.parts, self._words.parts, self.shards.first_rows):
-            words = offsets[reader.caption_offsets]
-            usable.append(first + np.flatnonzero(np.diff(words) > 0))
-        return np.concatenate(usable)
+        return np.concatenate([self.usable_rows_of_part(part) for part in range(len(self.shards.parts))])
+
+    def usable_rows_of_part(self, part: int) -> np.ndarray:
+        """`usable_rows` that lie in one part; no other is opened."""
+        offsets = self._words.parts[part][1][self.shards.parts[part].caption_offsets]
+        return self.shards.first_rows[part] + np.flatnonzero(np.diff(offsets) > 0)
 
     def batch(self, rows: np.ndarray, generator: np.random.Generator) -> ClipBatch:
-        """Pairs from the videos at `rows` (int64 [V]), `clips_per_video` of each, in that order."""
-        places = [self.shards.locate(int(row)) for row in rows]
-        bounds = [self.shards.parts[p].caption_offsets[r : r + 2] for p, r in places]
-        parts = [self.shards.parts[p] for p, _ in places]
-        captions = np.array([last - first for first, last in bounds], np.int64)
-        seconds = np.array([part.token_offsets[r + 1] - part.token_offsets[r] for part, (_, r) in zip(parts, places)])
-        starts = np.concatenate([part.caption_start[f:l] for part, (f, l) in zip(parts, bounds)])
-        ends = np.concatenate([part.caption_end[f:l] for part, (f, l) in zip(parts, bounds)])
-        word_offsets = [self._words.parts[p][1][f : l + 1] for (p, _), (f, l) in zip(places, bounds)]
-        words = np.concatenate([np.diff(offsets) for offsets in word_offsets])
-        pairs = sample_pairs(starts, ends, words, captions, seconds, self.config, generator)
+        """Pairs from the videos at `rows` (int64 [V]), `clips_per_video` of each, in that order.
 
-        tokens, texts = [], []
-        for v, a, b, i, count in zip(
-            *(column.tolist() for column in (pairs.video, pairs.a, pairs.b, pairs.i, pairs.words))
-        ):
-            part, first = parts[v], int(parts[v].token_offsets[places[v][1]])
-            tokens.append(part.flat_tokens[first + a : first + b])
+        Of every video a copy is taken: what viewed its part would keep it open, and a batch may touch hundreds.
+        """
+        places = [self.shards.locate(int(row)) for row in rows]
+        captions, seconds = np.zeros((2, len(places)), np.int64)
+        starts, ends, word_offsets = [], [], []
+        for v, (p, r) in enumerate(places):
+            part = self.shards.parts[p]
+            first, last = part.caption_offsets[r : r + 2]
+            captions[v], seconds[v] = last - first, part.token_offsets[r + 1] - part.token_offsets[r]
+            starts.append(part.caption_start[first:last].copy())
+            ends.append(part.caption_end[first:last].copy())
+            word_offsets.append(self._words.parts[p][1][first : last + 1])
+        words = np.concatenate([np.diff(offsets) for offsets in word_offsets])
+        pairs = sample_pairs(
+            np.concatenate(starts), np.concatenate(ends), words, captions, seconds, self.config, generator
+        )
+        texts = []
+        for v, i, count in zip(*(column.tolist() for column in (pairs.video, pairs.i, pairs.words))):
             begin = int(word_offsets[v][i])
             texts.append(self._words.parts[places[v][0]][0][begin : begin + count])
         return ClipBatch(
-            np.concatenate(tokens), pairs.b - pairs.a, *self._with_special_words(texts, pairs.words), rows[pairs.video]
+            Packed(self._tokens(places, pairs), torch.from_numpy(pairs.b - pairs.a)),
+            Packed(torch.from_numpy(np.concatenate(texts)), torch.from_numpy(pairs.words)).wrapped(
+                torch.tensor([self.cls_id], dtype=torch.int32), torch.tensor([self.sep_id], dtype=torch.int32)
+            ),
+            torch.from_numpy(rows[pairs.video]),
         )
 
-    def _with_special_words(self, texts: list[np.ndarray], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Concatenate texts as `[CLS] … [SEP]`: ids int32 and lengths int64."""
-        lengths = counts + 2
-        ends = np.cumsum(lengths)
-        ids = np.empty(ends[-1], np.int32)
-        special = np.zeros(len(ids), bool)
-        special[ends - lengths] = special[ends - 1] = True
-        ids[ends - lengths], ids[ends - 1] = self.cls_id, self.sep_id
-        ids[~special] = np.concatenate(texts)
-        return ids, lengths
+    def _tokens(self, places: list[tuple[int, int]], pairs: ClipPairs) -> Tensor:
+        """float16 [N, D]: the pairs' seconds, end to end, of videos at `places` (part, row inside it)."""
+        ends = np.cumsum(pairs.b - pairs.a)
+        tokens = np.empty((int(ends[-1]) if len(ends) else 0, self.shards.manifest.dimension), np.float16)
+        for v, a, b, end in zip(*(column.tolist() for column in (pairs.video, pairs.a, pairs.b, ends))):
+            p, r = places[v]
+            part = self.shards.parts[p]
+            first = int(part.token_offsets[r])
+            tokens[end - (b - a) : end] = part.flat_tokens[first + a : first + b]
+        return torch.from_numpy(tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from videoclip.data.captions import Line
@@ -115,7 +116,7 @@ def _timed_words(words: Any) -> list[tuple[float, float, str]]:
 
 
 def _longest_pause(words: list[tuple[float, float, str]]) -> float:
-    return max((after[0] - before[1] for before, after in zip(words, words[1:])), default=0.0)
+    return max((after[0] - before[1] for before, after in pairwise(words)), default=0.0)
 
 
 def _join(words: list[tuple[float, float, str]]) -> Line:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args
 
 import numpy as np
 
 from videoclip.errors import InputError
-from videoclip.retrieval.index import BLOCK, SimilarityIndex, finite_rows, unit, unit_rows
+from videoclip.retrieval.index import BLOCK, SimilarityIndex, finite_rows, load_faiss, unit, unit_rows
 
-MODES = ("cover", "random", "paper")
+Mode = Literal["cover", "random", "paper"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 CELL = 512  # videos that are grouped together, looking at all pairs; cells hold up to twice as many
 CELLS_AT_ONCE = 1024  # most centres of one k-means: more are made by clustering cells again
 ROWS_PER_CENTRE = 64  # that k-means is fitted to
@@ -29,7 +31,7 @@ def cluster_videos(
     embeddings: np.ndarray,
     videos_per_batch: int = 32,
     seed: int = 0,
-    mode: str = "cover",
+    mode: Mode = "cover",
     hardness: float = 1.0,
     faiss_index: str = "",
 ) -> list[np.ndarray]:
@@ -60,8 +62,11 @@ def cluster_videos(
     return _soften(batches, hardness, generator) if hardness < 1 else batches
 
 
-def check_options(videos_per_batch: int, mode: str, hardness: float) -> None:
-    """Raises InputError if `cluster_videos` cannot have these options; for callers that embed videos first."""
+def check_options(videos_per_batch: int, mode: Mode, hardness: float) -> None:
+    """For callers that embed videos first: raises InputError if `cluster_videos` cannot have these options.
+
+    Also if `paper` has no Faiss to find neighbours with.
+    """
     if mode not in MODES:
         raise InputError(f"unknown clustering mode {mode!r}; choose one of {', '.join(MODES)}")
     if videos_per_batch < 1:
@@ -70,6 +75,8 @@ def check_options(videos_per_batch: int, mode: str, hardness: float) -> None:
         raise InputError(f"hardness must lie between 0 (random) and 1 (as similar as possible), not {hardness}")
     if hardness != 1 and mode != "cover":
         raise InputError(f"hardness steers the mode cover; {mode!r} has none")
+    if mode == "paper":
+        load_faiss()  # which `cover` needs for more videos than a cell holds only
 
 
 def _cover(embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -112,7 +119,7 @@ def _nearest_centres(
     embeddings: np.ndarray, rows: np.ndarray, count: int, generator: np.random.Generator
 ) -> list[np.ndarray]:
     """Split `rows` by the nearest of `count` k-means centres, by cosine; empty parts are left out."""
-    import faiss
+    faiss = load_faiss()
 
     sample = np.sort(rows[: ROWS_PER_CENTRE * count])  # `rows` are in random order
     kmeans = faiss.Kmeans(
@@ -241,8 +248,16 @@ def _anchors_and_neighbours(
     anchors = generator.permutation(len(embeddings))[: -(-len(embeddings) // videos_per_batch)]
     wanted = min(2 * videos_per_batch, len(embeddings))
     index = SimilarityIndex.build(embeddings, faiss_index)
-    _, neighbours = index.search(unit_rows(embeddings, anchors), wanted)
+    queries = unit_rows(embeddings, anchors)
+    _, neighbours = index.search(queries, wanted)
     chosen = min(videos_per_batch, wanted)
+    # The lists are probed for a mean recall: a video in a thin region may find fewer than a batch in those near it.
+    short = np.flatnonzero((neighbours >= 0).sum(1) < chosen)
+    if len(short):
+        neighbours[short] = index.search_all(queries[short], wanted)[1]
+    fewest = int((neighbours >= 0).sum(1).min())
+    if fewest < chosen:
+        raise InputError(f"{index.description}: finds only {fewest} of {chosen} neighbours; choose another Faiss index")
     return [generator.choice(row[row >= 0], chosen, replace=False).astype(np.int64) for row in neighbours]
 
 

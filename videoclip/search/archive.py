@@ -28,7 +28,7 @@ from videoclip.search.windows import WindowIndex
 from videoclip.search.words import WordSearch
 
 if TYPE_CHECKING:
-    from videoclip.model import VideoCLIP
+    from videoclip.embedding import TwoTowers
 
 BY = ("both", "picture", "words")
 MAX_QUERY = 10_000  # characters
@@ -92,7 +92,7 @@ class Archive:
     of the model's weights) is another's.
     """
 
-    def __init__(self, folder: Path, model: VideoCLIP | None = None, model_digest: str = "") -> None:
+    def __init__(self, folder: Path, model: TwoTowers | None = None, model_digest: str = "") -> None:
         self.folder = Path(folder)
         self.model = model
         self._local = threading.local()
@@ -121,7 +121,9 @@ class Archive:
         """Unit vectors of queries, float32 [Q, H]."""
         if self.model is None:
             raise InputError("the archive was opened without its model, so that it cannot read a query")
-        return unit(self.model.encode_text(list(queries)).cpu().numpy())
+        from videoclip.embedding import embed_texts
+
+        return unit(embed_texts(self.model, queries))
 
     def like(self, number: int, start: float, end: float, count: int = 10) -> list[Answer]:
         """Moments of other places that look like [start, end) of a video, by picture alone."""
@@ -135,14 +137,14 @@ class Archive:
         return self._moments(now, Request("-", "picture", count), text, fused, refined=False)
 
     def curve(self, number: int, query: str) -> tuple[np.ndarray, list[tuple[float, float, float]]]:
-        """Similarity of a query with every second of a video, float32 [T], and the video's moments (start, end, score)."""
+        """Similarity of a query with every second of a video, float32 [T], and its moments (start, end, score)."""
         now = self.current()
         curve = self._curve(now, self._place(now, number), self.embed([query])[0])
         config = LocalizationConfig()
         windows = candidate_windows(len(curve), config)
         scores = excess_over_threshold(curve[None], windows, config.threshold)[0]
         kept = suppress_overlaps(windows, scores, 0.0, keep=5)
-        return curve, [(*map(float, windows[i]), float(scores[i])) for i in kept if scores[i] > 0]
+        return curve, [(float(windows[i, 0]), float(windows[i, 1]), float(scores[i])) for i in kept if scores[i] > 0]
 
     def transcript(self, number: int) -> list[Line]:
         """What is said in a video."""

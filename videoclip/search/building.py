@@ -6,13 +6,9 @@ whoever searches meanwhile is answered from the generation before.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -62,23 +58,6 @@ def find_changes(store: Store, digests: dict[str, str]) -> Changes:
     added = [name for name, digest in digests.items() if name not in known or known[name].digest != digest]
     removed = [video for name, video in known.items() if digests.get(name) != video.digest]
     return Changes(added, removed)
-
-
-@contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold an archive for writing.
-
-    Raises InputError if another run holds it. The lock goes with the process, however that ends.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise InputError(f"{folder}: another `videoclip index` is at work on it; wait for it") from None
-    finally:
-        os.close(handle)
 
 
 def block_name(model_digest: str, digests: Sequence[str], config: WindowConfig) -> str:

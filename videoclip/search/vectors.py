@@ -19,7 +19,7 @@ from videoclip.retrieval.index import unit
 from videoclip.search.store import Video, window_count, window_starts
 
 if TYPE_CHECKING:
-    from videoclip.model import VideoCLIP
+    from videoclip.embedding import TwoTowers
 
 BLOCKS = "blocks"
 KINDS = ("windows", "seconds")
@@ -37,16 +37,16 @@ class WindowConfig:
             raise InputError("a stride must be at least one second and at most a window, or seconds would be missed")
 
 
-def write_block(model: VideoCLIP, videos: Iterable[np.ndarray], config: WindowConfig, folder: Path, name: str) -> None:
+def write_block(model: TwoTowers, videos: Iterable[np.ndarray], config: WindowConfig, folder: Path, name: str) -> None:
     """Embed videos, tokens [T, D] each, into the block `name` below `folder`."""
-    from videoclip.evaluation.localization import LocalizationConfig, embed_windows, second_features
+    from videoclip.embedding import embed_clips, embed_seconds
 
     windows, seconds = [], []
     for tokens in videos:
         starts = window_starts(len(tokens), config.window, config.stride)
         ends = np.minimum(starts + config.window, len(tokens))
-        windows.append(unit(embed_windows(model, tokens, np.stack([starts, ends], 1))).astype(np.float16))
-        seconds.append(second_features(model, tokens, LocalizationConfig()).astype(np.float16))
+        windows.append(unit(embed_clips(model, tokens, np.stack([starts, ends], 1))).astype(np.float16))
+        seconds.append(embed_seconds(model, tokens).astype(np.float16))
     write_array(folder / f"{name}.seconds.npy", np.concatenate(seconds))
     write_array(folder / f"{name}.windows.npy", np.concatenate(windows))  # written last: it marks the block finished
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from videoclip.errors import InputError
 from videoclip.files import atomic_path
-from videoclip.retrieval.index import EXACT_BELOW, unit
+from videoclip.retrieval.index import EXACT_BELOW, load_faiss, unit
 from videoclip.search.vectors import Vectors
 
 RECALL, RECALL_AT = 0.95, 10  # what the number of probed lists is raised for
@@ -24,6 +24,7 @@ PROPOSED = 10  # windows that Faiss proposes, for each that is wanted, to be sco
 TRAINING_ROWS = 40  # for each inverted list; Faiss asks for 39
 GROWN = 2.0  # an index is trained anew when it holds this many times the windows it was trained on
 TUNING_TEXTS = 256
+PARAMETERS = ("SearchParameters", "SearchParametersIVF")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class WindowIndex:
     @classmethod
     def build(cls, vectors: Vectors, kind: Kind) -> WindowIndex:
         """Train on a sample and add every window."""
-        import faiss
+        faiss = load_faiss()
 
         count = len(vectors)
         try:
@@ -90,7 +91,7 @@ class WindowIndex:
     @classmethod
     def load(cls, path: Path, settings: dict[str, Any]) -> WindowIndex:
         """Read what `save` wrote. Faiss trusts its files: check where one comes from before reading it."""
-        import faiss
+        faiss = load_faiss()
 
         made = cls(faiss.read_index(str(path)), settings["factory"], settings["trained_on"], settings["recall"])
         if settings["probes"]:
@@ -99,7 +100,7 @@ class WindowIndex:
 
     def save(self, path: Path) -> dict[str, Any]:
         """Write the index to a file; returns what `load` needs besides."""
-        import faiss
+        faiss = load_faiss()
 
         with atomic_path(path) as temporary:
             faiss.write_index(self.index, str(temporary))
@@ -137,19 +138,21 @@ class WindowIndex:
 
         N is at most `count`. `allowed`: numbers of the only windows that may answer.
         """
-        import faiss
+        faiss = load_faiss()
 
         wanted = min(count if self.factory == "Flat" else PROPOSED * count, max(len(self), 1))
-        options = {}
+        options: dict[str, Any] = {}
         if allowed is not None:
+            # Their real constructors take names, which the stubs of Faiss do not know.
+            parameters, parameters_of_lists = (getattr(faiss, name) for name in PARAMETERS)
             selector = faiss.IDSelectorBatch(allowed)
             lists = self._lists()
             # Few windows may lie in lists that would not be probed: with a filter all of them are.
             few = lists is not None and len(allowed) < 0.2 * len(self)
             options["params"] = (
-                faiss.SearchParametersIVF(sel=selector, nprobe=lists.nlist if few else lists.nprobe)
+                parameters_of_lists(sel=selector, nprobe=lists.nlist if few else lists.nprobe)
                 if lists is not None
-                else faiss.SearchParameters(sel=selector)
+                else parameters(sel=selector)
             )
         scores, numbers = self.index.search(np.ascontiguousarray(queries, np.float32), wanted, **options)
         return [self._score_again(q, s, n, count, vectors) for q, s, n in zip(queries, scores, numbers)]
@@ -198,7 +201,7 @@ class WindowIndex:
         )
 
     def _lists(self) -> Any:
-        import faiss
+        faiss = load_faiss()
 
         return faiss.try_extract_index_ivf(self.index)
 

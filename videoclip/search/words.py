@@ -89,7 +89,8 @@ class WordSearch:
     def _affordable(self, terms: list[Term]) -> list[Term]:
         """The rarest words, as many as the budget allows; at least one."""
         counted = sorted((self._windows(term), place) for place, term in enumerate(terms))
-        kept, total = [], 0
+        kept: list[int] = []
+        total = 0
         for windows, place in counted[:MAX_TERMS]:
             total += windows
             if kept and total > WINDOWS_RANKED:
