@@ -74,6 +74,11 @@ class Source:
     row: int = -1
     path: str = ""
 
+    @property
+    def pictures(self) -> str:
+        """The part of the digest that the vectors depend on; behind the bar is what the words do."""
+        return self.digest.partition("|")[0]
+
 
 @writes_output
 def build_index(config: IndexConfig) -> None:
@@ -136,8 +141,9 @@ def _from_shards(config: IndexConfig) -> list[Source]:
     sources, row = [], 0
     ids = shards.video_ids()
     for part in shards.manifest.parts:
+        said = part.captions.sha256[:16] if part.captions else ""
         for inside in range(part.videos):
-            sources.append(Source(ids[row], f"{part.sha256[:24]}-{inside}", row))
+            sources.append(Source(ids[row], f"{part.sha256[:24]}-{inside}|{said}", row))
             row += 1
     return sources
 
@@ -148,7 +154,7 @@ def _from_files(config: IndexConfig, files: Mapping[str, Path]) -> list[Source]:
     for video_id, path in files.items():
         stat = path.stat()
         said = subtitles.digest(video_id)
-        sources.append(Source(video_id, f"{stat.st_size}-{stat.st_mtime_ns}-{said}", path=str(path)))
+        sources.append(Source(video_id, f"{stat.st_size}-{stat.st_mtime_ns}|{said}", path=str(path)))
     return sources
 
 
@@ -158,7 +164,7 @@ def _embed(
     """Blocks of what is new, as Ray tasks; those that a run before finished are used. Broken videos are quarantined."""
     folder = config.output / BLOCKS
     groups = [sources[i : i + VIDEOS_PER_BLOCK] for i in range(0, len(sources), VIDEOS_PER_BLOCK)]
-    names = [block_name(digest, [f"{s.video_id} {s.digest}" for s in group], windowing) for group in groups]
+    names = [block_name(digest, [f"{s.video_id} {s.pictures}" for s in group], windowing) for group in groups]
     missing = [
         (config, windowing, group, name) for group, name in zip(groups, names) if not block_finished(folder, name)
     ]
@@ -166,6 +172,7 @@ def _embed(
         done = len(sources) - sum(len(group) for _, _, group, _ in missing)
         with ray_session(config.address):
             run_tasks(_embed_block, missing, done, len(sources), "video", "indexing")
+    digests = {source.video_id: source.digest for source in sources}
     added = []
     for name in names:
         window_row = second_row = 0
@@ -175,7 +182,9 @@ def _embed(
                 continue
             seconds = row["seconds"]
             where = (name, window_row, second_row)
-            added.append(NewVideo(row["video_id"], row["digest"], seconds, row["duration"], NO_CAPTIONS, *where))
+            added.append(
+                NewVideo(row["video_id"], digests[row["video_id"]], seconds, row["duration"], NO_CAPTIONS, *where)
+            )
             window_row += window_count(seconds, windowing.window, windowing.stride)
             second_row += seconds
     return added
@@ -196,7 +205,7 @@ def _embed_block(config: IndexConfig, windowing: WindowConfig, sources: Sequence
     rows: list[dict[str, Any]] = []
     videos = []
     for source in sources:
-        row = {"video_id": source.video_id, "digest": source.digest, "seconds": 0, "duration": 0.0, "reason": ""}
+        row = {"video_id": source.video_id, "seconds": 0, "duration": 0.0, "reason": ""}
         try:
             if config.shards is not None:
                 record = shards.record(source.row)

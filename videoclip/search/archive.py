@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,9 +309,9 @@ class Archive:
         low = max(0, start - AROUND)
         curve = self._curve(now, place, text)[low : end + AROUND]
         config = LocalizationConfig()
-        windows = candidate_windows(len(curve), config)
-        touching = (windows[:, 0] + low < end) & (windows[:, 1] + low > start)
-        scores = np.where(touching, excess_over_threshold(curve[None], windows, config.threshold)[0], -np.inf)
+        windows = _candidates(len(curve))
+        windows = windows[(windows[:, 0] + low < end) & (windows[:, 1] + low > start)]
+        scores = excess_over_threshold(curve[None], windows, config.threshold)[0]
         best = int(scores.argmax())
         if not scores[best] > 0:
             return float(start), float(end)
@@ -378,6 +379,12 @@ def _channels(
         for channel, rank in fused[other].ranks.items():
             ranks[channel] = min(rank, ranks.get(channel, rank))
     return dict(sorted(ranks.items()))
+
+
+@lru_cache(maxsize=2 * AROUND + 64)
+def _candidates(seconds: int) -> np.ndarray:
+    """int64 [W, 2]: where a moment may begin and end, counted once for every length."""
+    return candidate_windows(seconds, LocalizationConfig())
 
 
 def _overlap(one: tuple[float, float], other: tuple[float, float]) -> float:
