@@ -20,6 +20,7 @@ from videoclip.data.subtitles import (
     read_tracks,
 )
 from videoclip.errors import InputError
+from videoclip.files import sha256
 
 BESIDE = "beside"
 
@@ -62,6 +63,7 @@ class SubtitleFiles:
         self.language = language.lower()
         self.beside = str(captions) == BESIDE
         self._database: dict[str, object] | None = None
+        self._table: Path | None = None
         self._files: dict[str, list[Path]] = {}
         path = Path(captions)
         if self.beside:
@@ -74,6 +76,7 @@ class SubtitleFiles:
                 raise InputError(f"{path}: no subtitles here (looked for {kinds}, named like their videos)")
         elif path.suffix.lower() == ".json" and not _is_transcript(path):
             self._database = read_raw_captions(path)
+            self._table = path
         elif path.is_file() and path.suffix.lower() in SUBTITLE_SUFFIXES:
             ids = [video_id for video_id in videos if _belongs(path, video_id)] or list(videos)
             if len(ids) != 1:
@@ -94,6 +97,15 @@ class SubtitleFiles:
         stats = [(file.name, file.stat()) for file in self._choose(self._files.get(video_id, []))]
         text = f"{self.language} {[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of all files that could be read, with their names and the language; tracks inside
+        videos, which belong to the videos, are left out."""
+        if self._table is not None:
+            return sha256(self._table)
+        files = sorted({file for files in self._files.values() for file in files})
+        text = "".join(f"{file.name}\0{sha256(file)}\n" for file in files) + (self.language or "")
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def find(self, video_id: str) -> Subtitles | None:
         """The subtitles of one video, or None where there are none in that language.
@@ -167,4 +179,6 @@ def _is_transcript(path: Path) -> bool:
         return False
     with open(path, encoding="utf-8", errors="replace") as file:
         start = file.read(4096)
-    return bool(re.match(r'\s*\{\s*"(segments|events|text|language|wireMagic|word_segments)"\s*:\s*["\[]', start))
+    return bool(
+        re.match(r'\s*\{\s*"(segments|events|text|language|wireMagic|word_segments|made_by)"\s*:\s*["\[{]', start)
+    )

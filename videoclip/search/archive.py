@@ -19,7 +19,6 @@ from videoclip.evaluation.localization import (
     excess_over_threshold,
     suppress_overlaps,
 )
-from videoclip.evaluation.moments import overlap
 from videoclip.retrieval.index import unit
 from videoclip.search.answers import Answer
 from videoclip.search.fusion import Fused, FusionConfig, fuse
@@ -36,7 +35,6 @@ MAX_QUERY = 10_000  # characters
 MAX_COUNT = 200
 PER_CHANNEL = 100  # windows a channel hands to fusion, or more for many answers
 AROUND = 90  # seconds to either side of a window in which the ends of its moment are looked for
-SAME_MOMENT = 0.5  # two answers that overlap more are one
 
 
 @dataclass(frozen=True)
@@ -295,8 +293,8 @@ class Archive:
             if place < 0 or (request.one_a_video and before) or any(a < end and start < b for a, b in before):
                 continue
             moment = self._refine(now, place, text, start, end) if refined else (float(start), float(end))
-            if before and max(_overlap(moment, other) for other in before) > SAME_MOMENT:
-                continue
+            if any(a < moment[1] and moment[0] < b for a, b in before):
+                continue  # refined, it is one that was found already
             before.append(moment)
             channels = _channels(item, fused, places, starts, ends, place, moment)
             answers.append(self._as_answer(now, request, text, place, moment, (start, end), item, channels))
@@ -385,7 +383,3 @@ def _channels(
 def _candidates(seconds: int) -> np.ndarray:
     """int64 [W, 2]: where a moment may begin and end, counted once for every length."""
     return candidate_windows(seconds, LocalizationConfig())
-
-
-def _overlap(one: tuple[float, float], other: tuple[float, float]) -> float:
-    return float(overlap(np.array(one), np.array([other]))[0])
