@@ -50,8 +50,9 @@ class ExtractConfig:
     """Folder for the shards."""
     captions: str | None = None
     """beside (subtitles named like the videos, next to or inside them), a folder of subtitles (srt, vtt, ass, ttml,
-    json of Whisper or YouTube, csv), or one file such as HowTo100M's raw_caption.json; needed for training only. They can be given or
-    changed later: the same command with other captions makes these anew and encodes nothing again."""
+    json of Whisper or YouTube, csv), or one file such as HowTo100M's raw_caption.json; needed for training only.
+    They can be given or changed later: the same command with other captions makes these anew and encodes nothing
+    again."""
     encoder: str = "x3d-s"
     """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l, s3d (which needs --weights), or the hub id or
     folder of a Hugging Face vision model such as openai/clip-vit-base-patch32."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class TranscribeConfig:
     """Folder of video files."""
     output: Path = Path("runs/transcripts")
     """Folder for the transcripts; give it as --captions afterwards."""
-    speech: SpeechConfig = SpeechConfig()
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
     everything: bool = False
     """Also transcribe videos that have subtitles beside or inside them."""
     address: str | None = None

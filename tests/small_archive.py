@@ -49,7 +49,7 @@ def spoken_in(number: int, video: KitchenVideo) -> Captions:
     captions, _ = captions_of_video(narrate(video, KITCHEN), video.duration, video.video_id)
     if number:
         return captions
-    extra = Captions(np.float32([20]), np.float32([23]), [SAID])
+    extra = Captions(np.float32([12]), np.float32([15]), [SAID])
     joined = [np.append(getattr(captions, name), getattr(extra, name)) for name in ("start", "end")]
     order = np.argsort(joined[0], kind="stable")
     texts = [*captions.text, SAID]

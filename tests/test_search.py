@@ -77,7 +77,7 @@ def test_answers_of_one_video_do_not_overlap_and_filters_hold(archive: Archive) 
 
 def test_what_was_said_is_found_shown_and_its_channel_named(archive: Archive) -> None:
     found = search(archive, '"grusse" bold', by="words")  # accents are folded
-    assert found[0].video_id == planned()[0].video_id and found[0].said == SAID and found[0].said_at == 20
+    assert found[0].video_id == planned()[0].video_id and found[0].said == SAID and found[0].said_at == 12
     assert list(found[0].channels) == ["words"]
     assert "words" in search(archive, "grüße bold words")[0].channels
     assert search(archive, "zebra", by="words") == []

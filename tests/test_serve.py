@@ -300,7 +300,7 @@ def test_the_page_finds_plays_follows_and_comes_back(server: int, tmp_path: Path
         browser.find_element(By.ID, "find-line").send_keys("bold")
         assert sum(line.is_displayed() for line in lines) == 1
         next(line for line in lines if line.is_displayed()).click()
-        assert until(lambda: 19.9 <= played(browser) <= 24), "a line is a place to go to"
+        assert until(lambda: 11.9 <= played(browser) <= 16), "a line is a place to go to"
         assert until(lambda: browser.find_elements(By.CSS_SELECTOR, '#lines [aria-current="true"]'))
         browser.execute_script("document.getElementById('video').pause()")
         time.sleep(0.3)
