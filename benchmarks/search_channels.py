@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,8 @@ from pipelines.index import IndexConfig, build_index
 from pipelines.pretrain import pretrain
 from pipelines.ray_session import ray_session
 from pipelines.search import open_archive
-from videoclip.data.captions import NO_CAPTIONS, Captions, captions_of_video
-from videoclip.data.recaption import recaption
+from videoclip.files import read_json, write_json
 from videoclip.search.fitting import Described, fit_fusion, read_described, score_answers
-from videoclip.synthetic.kitchen import KitchenConfig, narrate, plan_kitchen
 
 EPOCHS = 20
 FIGURES = ("R@1", "R@5")
@@ -57,12 +54,14 @@ def measure(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         fitted_on = [item for item in described if _number(item) % 2]
         asked = [item for item in described if not _number(item) % 2]
         silent = [item for item in asked if not _number(item) % 4]
-        narrated = _narrated(corpus.test_shards, folder / "narrated", seed, silent=False)
-        partly = _narrated(corpus.test_shards, folder / "partly-narrated", seed, silent=True)
+        said = corpus.folder / "test" / "raw_caption.json"
+        partly = folder / "partly-said.json"
+        kept = {name: lines for name, lines in read_json(said).items() if int(name.rpartition("_")[2]) % 4}
+        write_json(partly, kept)
         index, partly_index = folder / "index", folder / "partly-index"
         with contextlib.redirect_stdout(io.StringIO()):
-            build_index(IndexConfig(model, narrated, output=index))
-            build_index(IndexConfig(model, partly, output=partly_index))
+            for words, output in ((said, index), (partly, partly_index)):
+                build_index(IndexConfig(model, corpus.test_shards, output=output, captions=str(words)))
     archive = open_archive(model, index)
     rows = {by: score_answers(archive, asked, by) for by in ("picture", "words")}
     rows["both, even weights"] = score_answers(archive, asked)
@@ -79,26 +78,6 @@ def measure(seed: int, folder: Path) -> dict[str, dict[str, float]]:
 
 def _number(item: Described) -> int:
     return int(item.video_id.rpartition("_")[2])
-
-
-def _narrated(shards: Path, target: Path, seed: int, silent: bool) -> Path:
-    """A copy of the test videos' shards with their narration; every fourth video has none where `silent`."""
-    if target.exists():
-        return target
-    kitchen = KitchenConfig(seed=seed)
-    plan = {video.video_id: video for video in plan_kitchen(kitchen)}
-
-    def said(video_id: str, seconds: int) -> Captions:
-        if silent and not int(video_id.rpartition("_")[2]) % 4:
-            return NO_CAPTIONS
-        return captions_of_video(narrate(plan[video_id], kitchen), seconds, video_id, seed)[0]
-
-    half = target.with_name(f".{target.name}")
-    shutil.rmtree(half, ignore_errors=True)
-    shutil.copytree(shards, half)
-    recaption(half, said)
-    half.rename(target)
-    return target
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ class IndexConfig:
     videos: Path | None = None
     """Folder of the video files, for playing them; without --shards they are read and encoded here."""
     output: Path = Path("runs/index")
-    captions: str = BESIDE
-    """Without --shards: beside, a folder of subtitles, or a file."""
+    captions: str | None = None
+    """What is said: beside, a folder of subtitles, or a file; left out, that of the shards, or beside the videos."""
     language: str = ""
     """Two letters, where videos have subtitles in several languages."""
     window: int = 8
@@ -102,7 +102,7 @@ def build_index(config: IndexConfig) -> None:
     _refuse_other(store, digest, windowing)
     files = _files(config.videos)
     quarantine = Quarantine(config.output)
-    sources = _from_shards(config) if config.shards else _from_files(config, files)
+    sources = _from_shards(config, files) if config.shards else _from_files(config, files)
     by_id = {source.video_id: source for source in sources}
     changes = find_changes(store, {source.video_id: source.digest for source in sources})
     if changes:
@@ -133,23 +133,33 @@ def _files(folder: Path | None) -> dict[str, Path]:
     return paths
 
 
-def _from_shards(config: IndexConfig) -> list[Source]:
+def _subtitles(config: IndexConfig, files: Mapping[str, Path]) -> SubtitleFiles | None:
+    """Where the words come from; None: from the shards."""
+    if config.captions is None and config.shards is not None:
+        return None
+    return SubtitleFiles(config.captions or BESIDE, files, config.language)
+
+
+def _from_shards(config: IndexConfig, files: Mapping[str, Path]) -> list[Source]:
     from videoclip.data.shards import Shards
 
     assert config.shards is not None
     shards = Shards(config.shards)
     sources, row = [], 0
     ids = shards.video_ids()
+    subtitles = _subtitles(config, files)
     for part in shards.manifest.parts:
         said = part.captions.sha256[:16] if part.captions else ""
         for inside in range(part.videos):
-            sources.append(Source(ids[row], f"{part.sha256[:24]}-{inside}|{said}", row))
+            words = said if subtitles is None else subtitles.digest(ids[row])
+            sources.append(Source(ids[row], f"{part.sha256[:24]}-{inside}|{words}", row))
             row += 1
     return sources
 
 
 def _from_files(config: IndexConfig, files: Mapping[str, Path]) -> list[Source]:
-    subtitles = SubtitleFiles(config.captions, files, config.language)
+    subtitles = _subtitles(config, files)
+    assert subtitles is not None
     sources = []
     for video_id, path in files.items():
         stat = path.stat()
@@ -229,13 +239,14 @@ def _with_captions(
     config: IndexConfig, added: Sequence[NewVideo], files: Mapping[str, Path], quarantine: Quarantine
 ) -> list[NewVideo]:
     """The same videos with what is said in them, from the shards or from their subtitles."""
-    if config.shards is not None:
+    subtitles = _subtitles(config, files)
+    if subtitles is None:
         from videoclip.data.shards import Shards
 
+        assert config.shards is not None
         shards = Shards(config.shards)
         rows = shards.rows_by_id()
         return [replace(video, captions=shards.record(rows[video.video_id]).captions) for video in added]
-    subtitles = SubtitleFiles(config.captions, files, config.language)
     spoken = []
     for video in added:
         captions: Captions = NO_CAPTIONS

@@ -316,7 +316,7 @@ def test_the_page_finds_plays_follows_and_comes_back(server: int, tmp_path: Path
         assert until(lambda: not browser.find_element(By.ID, "watch").is_displayed())
         problems = [row for row in browser.get_log("browser") if row["level"] in ("SEVERE", "WARNING")]
         assert not problems, problems
-        _take_pictures(browser, address)
+        _look_narrow(browser, address)
     finally:
         browser.quit()
 
@@ -330,18 +330,43 @@ def state_text(browser: Any) -> str:
     return str(browser.find_element("id", "state").text)
 
 
-def _take_pictures(browser: Any, address: str) -> None:
-    """The narrow screen; and docs/ screenshots, where VIDEOCLIP_SCREENSHOTS names a folder for them."""
+def _look_narrow(browser: Any, address: str) -> None:
     browser.set_window_size(500, 900)
     browser.get(f"{address}?q=stir+the+egg&video=1&t=8")
     assert until(lambda: browser.find_elements("css selector", ".answer"))
     width, inner = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert width <= inner, "a narrow screen needs no sideways scrolling"
-    target = os.environ.get("VIDEOCLIP_SCREENSHOTS")
-    if target:
-        until(lambda: played(browser) > 7)
-        time.sleep(1)
-        browser.save_screenshot(str(Path(target) / "page-narrow.png"))
+
+
+@pytest.mark.slow
+def test_pictures_of_the_page_on_the_demo(tmp_path: Path) -> None:
+    """Takes docs/page.png and docs/page-narrow.png, where VIDEOCLIP_DEMO names a finished demo's folder."""
+    if "VIDEOCLIP_DEMO" not in os.environ:
+        pytest.skip("set VIDEOCLIP_DEMO=runs/demo to take the pictures of docs/ anew")
+    process, port = start_server(Path(os.environ["VIDEOCLIP_DEMO"]))
+    browser = start_browser(tmp_path / "profile")
+    try:
+        browser.get(f"http://127.0.0.1:{port}/")
+        waits = []
+        for query in ("the egg is poured on the tray", "the onion is tossed in the pan by the window"):
+            box = browser.find_element("id", "query")
+            box.clear()
+            box.send_keys(query, "\n")
+            assert until(lambda: browser.find_elements("css selector", ".answer"))
+            time.sleep(1)
+            waits.append(int(browser.execute_script("return document.documentElement.dataset.answeredIn")))
+        print(f"\nfirst answers after {waits} ms")
+        browser.find_element("css selector", ".answer").click()
+        assert until(lambda: played(browser) > 1)
+        browser.execute_script("document.getElementById('video').pause()")
+        for name, size in (("page", (1280, 1000)), ("page-narrow", (500, 1000))):
+            browser.set_window_size(*size)
+            time.sleep(1)
+            browser.save_screenshot(str(ROOT / "docs" / f"{name}.png"))
+    finally:
+        browser.quit()
+        process.terminate()
+        process.wait(20)
 
 
 @pytest.mark.slow
