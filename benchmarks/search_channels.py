@@ -64,7 +64,7 @@ def measure(seed: int, folder: Path) -> dict[str, dict[str, float]]:
                 build_index(IndexConfig(model, corpus.test_shards, output=output, captions=str(words)))
     archive = open_archive(model, index)
     rows = {by: score_answers(archive, asked, by) for by in ("picture", "words")}
-    rows["both, even weights"] = score_answers(archive, asked)
+    rows["both, default weights"] = score_answers(archive, asked)
     fit = fit_fusion(archive, fitted_on)
     print(f"seed {seed}: fitted: {fit}", flush=True)
     archive.weigh(fit.config)

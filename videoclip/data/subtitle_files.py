@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from videoclip.data.captions import Captions, Line, read_captions
+from videoclip.data.captions import Captions, Line, captions_of_video, read_captions
 from videoclip.data.howto100m import read_csv_captions, read_raw_captions
 from videoclip.data.subtitles import (
     SUBTITLE_SUFFIXES,
@@ -125,7 +126,10 @@ class SubtitleFiles:
         subtitles = self.find(video_id)
         if subtitles is None:
             return None
-        captions, rejected = read_captions(subtitles.raw, duration)
+        if subtitles.rolling and math.isfinite(duration):
+            captions, rejected = captions_of_video(subtitles.raw, int(duration), video_id)
+        else:
+            captions, rejected = read_captions(subtitles.raw, duration)
         dropped = subtitles.dropped + rejected
         return Understood(video_id, subtitles.source, subtitles.language, captions, dropped, subtitles.note, duration)
 
@@ -166,7 +170,7 @@ def _of_database(raw: object, video_id: str, source: str = "") -> Subtitles:
         raise InputError(f"its captions cannot be used: {error}") from None
     assert isinstance(raw, dict)  # `read_captions` has looked
     lines: list[Line] = list(zip(raw["start"], raw["end"], raw["text"]))
-    return Subtitles(source or f"captions of {video_id}", lines)
+    return Subtitles(source or f"captions of {video_id}", lines, rolling=True)
 
 
 def _belongs(file: Path, video_id: str) -> bool:

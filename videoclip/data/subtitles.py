@@ -84,6 +84,7 @@ class Subtitles:
     language: str = ""
     dropped: Counter[str] = field(default_factory=Counter)
     note: str = ""
+    rolling: bool = False  # each line may repeat the one before, as HowTo100M's do
 
     @property
     def raw(self) -> dict[str, list[Any]]:

@@ -261,7 +261,7 @@ class Archive:
         ranked: dict[str, Sequence[int]] = {"picture": picture} if request.by != "words" else {}
         if request.by != "picture" and (now.has_words or request.by == "words"):
             ranked["words"] = self._ranked_by_words(now, request)
-        config = now.fusion if request.by == "both" else FusionConfig(k=now.fusion.k)
+        config = now.fusion if request.by == "both" else FusionConfig(1, 1, now.fusion.k)
         return self._moments(now, request, text, fuse(ranked, config))
 
     def _ranked_by_words(self, now: Generation, request: Request) -> list[int]:

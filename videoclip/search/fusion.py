@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-K = 60.0  # as published (Cormack et al., 2009): the first ranks count nearly alike
+K = 60.0  # as published (Cormack et al., 2009): the first ranks count nearly alike; with 10 they count for more
 CHANNELS = ("picture", "words")
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Weights of the two channels, and how flat ranks are."""
+    """Weights of the two channels, and how flat ranks are. The defaults were fitted on the demo's channel, seed 0."""
 
-    picture: float = 1.0
-    words: float = 1.0
-    k: float = K
+    picture: float = 0.6
+    words: float = 0.4
+    k: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,80 @@ WINDOWS_RANKED = 10_000  # bm25 scores about two windows a microsecond
 FREQUENT = 1000  # words of fewer windows need no count
 # Scripts written without spaces: each sign is a word of its own, and what is asked for is a phrase of them.
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+# Descriptions are full of words that say nothing of a moment, and that a narrator may happen to say only elsewhere,
+# which makes them look rare. English alone; other languages' are left to bm25.
+SAYING_NOTHING = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "been",
+        "being",
+        "but",
+        "by",
+        "do",
+        "does",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "how",
+        "i",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "me",
+        "my",
+        "of",
+        "off",
+        "on",
+        "onto",
+        "or",
+        "our",
+        "out",
+        "over",
+        "she",
+        "so",
+        "some",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "to",
+        "up",
+        "us",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "while",
+        "who",
+        "will",
+        "with",
+        "you",
+        "your",
+    ]
+)
 ITEM = re.compile(r'"([^"]*)"|(\S+)')
 
 
@@ -50,7 +124,8 @@ def parse_query(query: str) -> list[Term]:
             term = Term(text, bool(phrase), word.endswith("*") and len(word) > 3)
             if term not in terms:
                 terms.append(term)
-    return terms
+    telling = [term for term in terms if term.required or term.prefix or term.text not in SAYING_NOTHING]
+    return telling or terms
 
 
 class WordSearch:
@@ -118,7 +193,7 @@ class WordSearch:
         inside = [line for line in lines if line.start < end and start < line.end]
         if not inside:
             return None
-        wanted = set(self.stems(query))
+        wanted = {stem for term in parse_query(query) for stem in self.stems(term.text)}
         return max(inside, key=lambda line: (len(wanted & set(self.stems(line.text))), min(line.end, end) - line.start))
 
 
