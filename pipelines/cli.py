@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "evaluate coin": "evaluate_actions:evaluate_coin",
     "evaluate crosstask": "evaluate_actions:evaluate_crosstask",
     "evaluate msrvtt-qa": "evaluate_actions:evaluate_questions",
+    "evaluate htm-align": "evaluate_actions:evaluate_htm_align",
     "evaluate mteb": "evaluate_mteb:evaluate_mteb",
     "compare": "compare:compare",
     "report": "report:report",
