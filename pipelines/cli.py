@@ -21,11 +21,15 @@ from videoclip.errors import InputError
 # Imported when chosen: `--help` should not wait for torch.
 VERBS: dict[str, str] = {
     "demo": "demo:demo",
+    "captions": "captions:captions",
+    "transcribe": "transcribe:transcribe",
     "extract": "extract:extract",
     "pretrain": "pretrain:pretrain",
     "cluster": "cluster:cluster",
-    "index": "search:build_index",
+    "index": "index:build_index",
     "search": "search:search",
+    "serve": "serve:serve",
+    "mcp": "mcp_server:serve_mcp",
     "evaluate youcook2": "evaluate_retrieval:evaluate_retrieval",
     "evaluate msrvtt": "evaluate_retrieval:evaluate_msrvtt",
     "evaluate didemo": "evaluate_retrieval:evaluate_didemo",

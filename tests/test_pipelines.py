@@ -1,9 +1,7 @@
 """The real stages on a tiny corpus through a real local Ray, with faults made on purpose."""
 
-import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -23,10 +21,9 @@ from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.pretrain import pretrain
 from pipelines.pretrain_batches import BatchPlan, cluster_to_file
 from pipelines.report import ReportConfig, report
-from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
-from videoclip.files import read_json, read_json_lines
+from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.packed import Packed
 from videoclip.retrieval.epochs import BatchOptions, Clustering
@@ -268,57 +265,6 @@ def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, corpus:
     before = np.load(tmp_path / "clusters" / "embeddings.npy")
     cluster(replace(config, clips_per_video=5))
     assert not np.array_equal(np.load(tmp_path / "clusters" / "embeddings.npy"), before), "nothing stale is used again"
-
-
-def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:
-    build_index(IndexConfig(trained / "model", tokens / "test", tmp_path / "index", window=6, stride=3))
-    shards, model = Shards(tokens / "test"), VideoCLIP.from_pretrained(trained / "model")
-    found = search(SearchConfig("the egg is poured in the pan", trained / "model", tmp_path / "index", count=5))
-    assert len(found) == 5 and [m.score for m in found] == sorted((m.score for m in found), reverse=True)
-    assert all(0 <= m.start < m.end <= shards.seconds()[shards.video_ids().index(m.video_id)] for m in found)
-    with torch.inference_mode():
-        row = shards.video_ids().index(found[0].video_id)
-        window = torch.from_numpy(np.array(shards.tokens(row)[found[0].start : found[0].end]))
-        video = model.embed_video(Packed(window, torch.tensor([len(window)])))[0]
-    assert float(model.encode_text(["the egg is poured in the pan"])[0] @ video) == pytest.approx(
-        found[0].score, abs=1e-4
-    )
-    for one, other in itertools.combinations(found, 2):
-        assert one.video_id != other.video_id or one.end <= other.start or other.end <= one.start
-    videos = search(SearchConfig("the egg", trained / "model", tmp_path / "index", count=99, videos=True))
-    assert sorted(m.video_id for m in videos) == sorted(shards.video_ids())
-    covered = np.load(tmp_path / "index" / "windows.npz")["windows"]
-    assert all(covered[covered[:, 0] == r, 2].max() == s for r, s in enumerate(shards.seconds()))
-
-
-def test_an_index_is_tuned_with_captions_where_there_are_some_and_says_so(
-    ray: None, trained: Path, tokens: Path, tmp_path: Path
-) -> None:
-    for split, told in (("train", " captions, "), ("test", "(asked with windows: the shards have no captions)")):
-        build_index(IndexConfig(trained / "model", tokens / split, tmp_path / split, faiss_index="IVF4,Flat"))
-        description = read_json(tmp_path / split / "index.json")["description"]
-        assert "inverted lists probed, recall@64 " in description and told in description
-        if split == "train":
-            said = {text for record in Shards(tokens / split) for text in record.captions.text}
-            count = int(re.search(r"of (\d+) captions", description)[1])
-            assert count == min(512, len(said))
-
-
-def test_an_index_of_another_model_or_a_damaged_one_is_refused(
-    ray: None, trained: Path, tokens: Path, tmp_path: Path
-) -> None:
-    build_index(IndexConfig(trained / "model", tokens / "test", tmp_path / "index"))
-    other = VideoCLIP.from_pretrained(trained / "model")
-    with torch.no_grad():
-        other.log_temperature.add_(1)
-    other.save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match="another model"):
-        search(SearchConfig("egg", tmp_path / "other", tmp_path / "index"))
-    (tmp_path / "index" / "index.faiss").write_bytes(b"x")
-    with pytest.raises(InputError, match="damaged"):
-        search(SearchConfig("egg", trained / "model", tmp_path / "index"))
-    with pytest.raises(InputError, match="no such file"):
-        search(SearchConfig("egg", trained / "model", tmp_path / "nowhere"))
 
 
 # --- The command --------------------------------------------------------------------------------------------------
