@@ -66,7 +66,7 @@ def largest_sums(curve: np.ndarray, most: int, shortest: int = 3) -> tuple[np.nd
     Returns windows int64 [W, 2], at most `most` and none overlapping, and their sums [W], largest first.
     """
     values = curve - curve.mean()
-    windows: list[list[int]] = []
+    windows: list[tuple[int, int]] = []
     sums: list[float] = []
     for _ in range(most):
         running = np.concatenate([[0.0], np.cumsum(values)])
