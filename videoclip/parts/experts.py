@@ -32,11 +32,6 @@ class NetVLAD(nn.Module):
         self.clusters2 = nn.Parameter(torch.randn(1, width, clusters) / math.sqrt(width))
         self.batch_norm = nn.BatchNorm1d(clusters + ghosts)
 
-    @property
-    def width(self) -> int:
-        """Of one row."""
-        return self.clusters.shape[0]
-
     def forward(self, x: Packed) -> Tensor:
         assignment = self.batch_norm(x.rows @ self.clusters).softmax(1)  # (N, K + G)
         assignment = assignment[:, : self.clusters2.shape[2]]  # (N, K): ghosts are dropped, nothing is rescaled
@@ -152,11 +147,10 @@ class ExpertTowers(nn.Module):
         return [unit(pooled) for unit in self.text_GU], self.moe_fc(pooled).softmax(1)
 
 
-def weighted_similarities(texts: list[Tensor], weights: Tensor, clips: list[Tensor], present: Tensor) -> Tensor:
+def weighted_similarities(texts: Tensor, weights: Tensor, clips: Tensor, present: Tensor) -> Tensor:
     """float [Q, V]: inner products over the experts that a clip has, weighed by each text.
 
-    `texts` and `clips`: units [Q, d_m] and [V, d_m]; `weights` [Q, M]; `present` float [V, M], something in each row.
+    `texts` [Q, D]: units side by side, each times its weight in `weights` [Q, M]; `clips` [V, D]: units side by side,
+    zero where `present`, float [V, M], is; every clip has something.
     """
-    products = torch.stack([text @ clip.T for text, clip in zip(texts, clips)], 2)  # (Q, V, M)
-    together = weights[:, None] * present  # (Q, V, M)
-    return (products * together).sum(2) / together.sum(2)
+    return texts @ clips.T / (weights @ present.T)
