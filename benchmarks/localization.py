@@ -14,16 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.evaluate import load_model_and_shards
 from videoclip.data.qvhighlights import MomentQuery, read_qvhighlights
 from videoclip.data.shards import Shards
+from videoclip.embedding import embed_clips, embed_seconds
+from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.evaluation.localization import (
     LocalizationConfig,
     candidate_windows,
-    embed_windows,
     excess_over_threshold,
     find_moments,
-    second_features,
     sliding_windows,
     suppress_overlaps,
     window_sums,
@@ -46,7 +45,7 @@ def library(config: LocalizationConfig) -> Method:
 def sliding_with_soft_suppression(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
     """Sliding windows whose scores fade with their overlap with better ones, instead of being dropped."""
     windows = sliding_windows(len(tokens), CONFIG)
-    scores = texts @ embed_windows(model, tokens, windows).T
+    scores = texts @ embed_clips(model, tokens, windows).T
     answers = []
     for score in scores - scores.min():
         score, kept = score.copy(), []
@@ -62,14 +61,14 @@ def sliding_with_soft_suppression(model: VideoCLIP, tokens: np.ndarray, texts: n
 def sliding_minus_context(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
     """Sliding windows from whose embeddings the video's mean embedding is taken off."""
     windows = sliding_windows(len(tokens), CONFIG)
-    features = embed_windows(model, tokens, windows)
+    features = embed_clips(model, tokens, windows)
     return best_of(windows, texts @ unit(features - features.mean(0)).T)
 
 
 def inside_minus_outside(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
     """Mean similarity of a window's seconds, less that of as many seconds around it."""
     windows = candidate_windows(len(tokens), CONFIG)
-    curves = texts @ second_features(model, tokens, CONFIG).T
+    curves = texts @ embed_seconds(model, tokens).T
     length = windows[:, 1] - windows[:, 0]
     wide = np.stack([windows[:, 0] - (length + 1) // 2, windows[:, 1] + (length + 1) // 2], 1).clip(0, len(tokens))
     inside = window_sums(curves, windows)
@@ -79,7 +78,7 @@ def inside_minus_outside(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray
 
 def watershed(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
     """Runs of seconds above a falling water level, scored by their mean height above the video's mean."""
-    curves = texts @ second_features(model, tokens, CONFIG).T
+    curves = texts @ embed_seconds(model, tokens).T
     answers = []
     for curve in curves:
         windows = {
@@ -98,7 +97,7 @@ def threshold_on_clips(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) 
     """The default's windows, on a curve of whole-clip embeddings (eight seconds around each) instead of seconds'."""
     starts = np.clip(np.arange(len(tokens)) - 4, 0, max(0, len(tokens) - 8))
     around = np.stack([starts, np.minimum(starts + 8, len(tokens))], 1)
-    curves = texts @ embed_windows(model, tokens, around).T
+    curves = texts @ embed_clips(model, tokens, around).T
     windows = candidate_windows(len(tokens), CONFIG)
     return best_of(windows, excess_over_threshold(curves, windows, CONFIG.threshold))
 
@@ -107,7 +106,7 @@ def threshold_by_deviation(deviations: float) -> Method:
     """The default's windows, above a threshold of so many standard deviations over the curve's mean."""
 
     def method(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
-        curves = texts @ second_features(model, tokens, CONFIG).T
+        curves = texts @ embed_seconds(model, tokens).T
         windows = candidate_windows(len(tokens), CONFIG)
         above = curves - curves.mean(1, keepdims=True) - deviations * curves.std(1, keepdims=True)
         return best_of(windows, window_sums(above, windows))

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluate import load_model_and_shards
 from pipelines.ray_session import ray_session
 from pipelines.runs import Quarantine, embed_parts, start_run, with_absolute_paths
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
+from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.files import atomic_path, write_arrays, write_json
 from videoclip.retrieval.index import finite_rows
 
@@ -124,7 +124,7 @@ def _embed_part(config: ClusterConfig, number: int, path: Path) -> int:
     import torch
 
     from videoclip.data.clips import ClipSampler
-    from videoclip.training import embed_videos
+    from videoclip.embedding import embed_videos
 
     torch.set_num_threads(1)  # one task a CPU
     model, shards = load_model_and_shards(config.model, config.shards)

@@ -38,6 +38,9 @@ class ConvertFeaturesConfig:
     """Name of the encoder that made them; tokens of differently named encoders are never mixed."""
     captions: Path | None = None
     """HowTo100M raw_caption.json, or a folder of <video_id>.csv."""
+    keep_rolling_repeats: bool = False
+    """Leave captions as they are, instead of removing what rolling captions repeat."""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,20 +79,21 @@ def convert_mmpt(config: ConvertMMPTConfig) -> None:
 
 
 def convert_features(config: ConvertFeaturesConfig) -> None:
-    """Raises InputError if nothing in the folder can be used; single bad arrays go to quarantine."""
+    """Raises InputError if nothing in the folder can be used; bad arrays and caption lines go to quarantine."""
     from videoclip.convert import features_to_shards
-    from videoclip.data.captions import Captions, read_captions
     from videoclip.data.howto100m import read_raw_captions
 
     quarantine = Quarantine(config.output)
-    captions: dict[str, Captions] = {}
-    for video_id, raw in (read_raw_captions(config.captions) if config.captions else {}).items():
-        try:
-            captions[video_id], _ = read_captions(raw)
-        except ValueError as error:
-            quarantine.add(video_id, f"its captions cannot be used: {error}", "captions")
-    for video_id, reason in features_to_shards(config.features, config.output, captions, config.encoder):
-        quarantine.add(video_id, reason)
+    captions = read_raw_captions(config.captions) if config.captions else {}
+    for video_id, what, reason in features_to_shards(
+        config.features,
+        config.output,
+        captions,
+        config.encoder,
+        seed=config.seed,
+        keep_rolling_repeats=config.keep_rolling_repeats,
+    ):
+        quarantine.add(video_id, reason, what)
     quarantine.save()
     print(f"{config.output}: shards written; {quarantine.summary()}")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
+from pipelines.evaluate_moments import MomentConfig, evaluate_moments
+from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.extract import ExtractConfig, extract
 from pipelines.pretrain import ModelSize, PretrainConfig, PretrainResult, pretrain
 from pipelines.ray_session import ray_session, run_tasks

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.figures import Figures
 from videoclip.errors import InputError
 from videoclip.files import sha256, write_json
 
@@ -25,7 +26,7 @@ class MTEBConfig:
     """Rows that mteb hands over together."""
 
 
-def evaluate_mteb(config: MTEBConfig) -> dict[str, Any]:
+def evaluate_mteb(config: MTEBConfig) -> Figures:
     """Run the tasks; returns the metrics that it writes.
 
     Raises InputError if mteb is not installed or knows no such task.
@@ -43,7 +44,7 @@ def evaluate_mteb(config: MTEBConfig) -> dict[str, Any]:
     return run_tasks_of_mteb(VideoCLIP.from_pretrained(config.model), tasks, config)
 
 
-def run_tasks_of_mteb(model: Any, tasks: list[Any], config: MTEBConfig) -> dict[str, Any]:
+def run_tasks_of_mteb(model: Any, tasks: list[Any], config: MTEBConfig) -> Figures:
     """Run task objects, which may be of one's own making; as `evaluate_mteb`."""
     import mteb
 
@@ -68,4 +69,4 @@ def run_tasks_of_mteb(model: Any, tasks: list[Any], config: MTEBConfig) -> dict[
             **{f"R@{k}": round(100 * scores[f"recall_at_{k}"], 2) for k in (1, 5, 10) if f"recall_at_{k}" in scores},
         }
     write_json(config.output, metrics)
-    return metrics
+    return Figures(metrics)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from pipelines.ray_session import cluster_processors, ray_session
 from pipelines.runs import Quarantine, start_run, with_absolute_paths
-from videoclip.data.captions import NO_CAPTIONS, Captions, read_captions, remove_rolling_repeats
+from videoclip.data.captions import NO_CAPTIONS, Captions, captions_of_video
 from videoclip.data.howto100m import read_raw_captions
 from videoclip.data.shards import MANIFEST, Manifest, Shards, ShardWriter, VideoRecord, check_encoder
 from videoclip.data.video import find_videos
@@ -273,13 +272,12 @@ def _record(
     of_video: Captions = NO_CAPTIONS
     if row["video_id"] in captions:
         try:
-            of_video, rejected = read_captions(captions[row["video_id"]], float(len(tokens)))
+            of_video, rejected = captions_of_video(
+                captions[row["video_id"]], len(tokens), row["video_id"], config.seed, config.keep_rolling_repeats
+            )
         except ValueError as error:
             quarantine.add(row["video_id"], f"its captions cannot be used: {error}", "captions")
         else:
             for reason, count in rejected.items():
                 quarantine.add(row["video_id"], f"{count} caption lines left out: {reason}", "captions")
-            if not config.keep_rolling_repeats:
-                generator = np.random.default_rng([config.seed, zlib.crc32(row["video_id"].encode())])
-                of_video = remove_rolling_repeats(of_video, generator)
     return VideoRecord(row["video_id"], row["duration"], tokens, of_video)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.pretrain_worker import train_worker
-from pipelines.ray_session import cluster_processors, ray_session
+from pipelines.ray_session import ray_session
+from pipelines.ray_training import Workers, train_on_workers
 from pipelines.runs import as_json, start_run, with_absolute_paths
 from videoclip.data.clips import ClipConfig
 from videoclip.errors import InputError
@@ -83,6 +84,8 @@ class PretrainConfig:
     """Train on GPUs (nccl) or on the CPU (gloo); by default whatever the cluster has."""
     max_failures: int = 3
     """How often dead workers are replaced before the run gives up."""
+    replacement_seconds: int = 600
+    """How long a run that lost a machine waits for another one before it gives up."""
     verify: bool = True
     """Check the shards' checksums first. Turn off for terabytes that were checked before."""
     address: str | None = None
@@ -143,6 +146,8 @@ def _check_options(config: PretrainConfig) -> None:
         check_options(config.videos_per_batch, config.batches, value)
     if min(config.epochs, config.recluster_every, config.workers) < 1:
         raise InputError("--epochs, --recluster-every and --workers must be at least 1")
+    if config.max_failures < 0 or config.replacement_seconds < 1:
+        raise InputError("--max-failures cannot be negative, and --replacement-seconds must be at least 1")
     if config.topics is not None:
         read_topics(config.topics)  # to fail now rather than in a worker
 
@@ -155,7 +160,17 @@ def _result(folder: Path) -> PretrainResult:
 def _identity(config: PretrainConfig, parts: list[str]) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run."""
     values = as_json(config)
-    for name in ("output", "shards", "address", "threads", "gpu", "max_failures", "verify", "topics"):
+    for name in (
+        "output",
+        "shards",
+        "address",
+        "threads",
+        "gpu",
+        "max_failures",
+        "replacement_seconds",
+        "verify",
+        "topics",
+    ):
         values.pop(name, None)
     return {**values, "parts": parts}
 
@@ -204,50 +219,14 @@ def _every(texts: Any, step: int) -> list[str]:
 
 def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:
     import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = bool(ray.cluster_resources().get("GPU")) if config.gpu is None else config.gpu
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
-    # The thread that talks to Ray Train needs no CPU of its own; reserving all of them would leave none for Ray Data.
-    resources = {"CPU": min(1, cluster_processors())}
-    scaling = ray.train.ScalingConfig(
-        num_workers=config.workers, use_gpu=gpu, resources_per_worker={**resources, **({"GPU": 1} if gpu else {})}
-    )
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "config": config,
-            "identity": identity,
-            "threads": threads,
-        },
-        scaling_config=scaling,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=ray.train.RunConfig(
-            name="ray_train",
-            storage_path=str(config.output),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-        ),
-    )
     steps = -(-videos // (config.videos_per_batch * config.workers)) * config.epochs
     with _progress(config.output / "metrics.jsonl", steps):
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise _readable(error) from error
-
-
-def _readable(error: BaseException) -> BaseException:
-    """An InputError that a worker raised reaches the driver wrapped; unwrap it, and leave everything else alone."""
-    causes = [error, *getattr(error, "worker_failures", {}).values()]
-    for cause in causes:
-        current: BaseException | None = cause
-        while current is not None:
-            if isinstance(current, InputError):
-                return InputError(str(current))
-            inner = getattr(current, "cause", None)
-            current = inner if isinstance(inner, BaseException) and inner is not current else current.__cause__
-    return error
+        arguments = {"config": config, "identity": identity, "threads": threads}
+        workers = Workers(config.workers, gpu, config.max_failures, config.replacement_seconds)
+        train_on_workers(train_worker, arguments, workers, config.output)
 
 
 class _progress:

@@ -166,9 +166,15 @@ def _move_optimizer(optimizer: Any, model: Any) -> None:
 
 
 def _latest_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    finished = sorted(path.parent for path in (output / "checkpoints").glob("epoch-*/state.json"))
-    return finished[-1] if finished else None
+    """The newest checkpoint that was written to its end, as the first worker sees it.
+
+    On a network file system the others may see an older state of the folder, and would train from other weights.
+    """
+    from ray.train.collective import broadcast_from_rank_zero
+
+    finished = sorted(path.parent.name for path in (output / "checkpoints").glob("epoch-*/state.json"))
+    newest = broadcast_from_rank_zero(finished[-1] if finished else None)
+    return output / "checkpoints" / newest if newest else None
 
 
 def _drop_old_checkpoints(output: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from videoclip.errors import InputError
 def ray_session(address: str | None) -> Iterator[None]:
     """Join the Ray cluster at `address`, or start one on this machine and stop it afterwards.
 
+    Without an address this machine is meant, even where RAY_ADDRESS names a cluster or the machine is part of one.
     Inside another session (the demo runs several stages in one) nothing is started or stopped.
     Raises InputError if the cluster cannot be reached.
     """
@@ -40,7 +42,12 @@ def ray_session(address: str | None) -> Iterator[None]:
             if address:
                 ray.init(address=address, runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}}, **quiet)
             else:
-                ray.init(include_dashboard=False, object_store_memory=512 * 2**20, runtime_env=environment, **quiet)
+                local: dict[str, Any] = {
+                    "address": "local",
+                    "include_dashboard": False,
+                    "object_store_memory": 512 * 2**20,
+                }
+                ray.init(runtime_env=environment, **local, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"no Ray cluster at {address or 'this machine'}: {reason}") from None
@@ -77,6 +84,30 @@ def cluster_processors() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def run_interruptibly(function: Callable[[], Any], watch: Callable[[], None], seconds: float = 2) -> None:
+    """Call `function` in a thread of its own, and `watch` every few seconds until it is done.
+
+    Ray Train answers Ctrl-C itself where it is called in the main thread: it aborts the run, and the caller cannot
+    tell that from a failure. From here Ctrl-C is a KeyboardInterrupt as everywhere else. Whatever `function` or
+    `watch` raises is raised; after an error of `watch` or Ctrl-C, `function` is left to the end of the Ray session.
+    """
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(seconds)
+        watch()
+    if errors:
+        raise errors[0]
 
 
 def run_tasks(

@@ -16,7 +16,10 @@ from typing import Any
 from pipelines.ray_session import run_tasks
 from videoclip.files import read_json_lines, sha256, write_json, write_json_lines
 
-PACKAGES = ("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "pyarrow", "av", "pytorchvideo")
+PACKAGES = (
+    *("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "faiss-gpu", "pyarrow", "av"),
+    "pytorchvideo",
+)
 QUARANTINE = "quarantine.jsonl"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from tyro.conf import Positional
@@ -17,6 +17,11 @@ from pipelines.ray_session import ray_session
 from pipelines.runs import embed_parts, start_run, with_absolute_paths
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, read_json, sha256, write_arrays, write_json
+
+if TYPE_CHECKING:
+    from videoclip.data.shards import Shards
+
+SAMPLED_CAPTIONS = 512  # that the recall of the index is measured with
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,10 @@ def build_index(config: IndexConfig) -> None:
 
     Raises InputError if model and shards do not fit each other, or the options make no windows.
     """
-    from pipelines.evaluate import load_model_and_shards
-    from videoclip.retrieval.index import SimilarityIndex
+    from videoclip.evaluation.inputs import load_model_and_shards
+    from videoclip.retrieval.index import SimilarityIndex, choose_index, load_faiss
 
+    load_faiss()  # before all windows are embedded for an index that cannot be made
     config = with_absolute_paths(config)
     if not 1 <= config.stride <= config.window:
         raise InputError("a stride must be at least one second and at most a window, or seconds would be missed")
@@ -83,7 +89,11 @@ def build_index(config: IndexConfig) -> None:
         paths = embed_parts(_embed_part, config, shards, "windows", settings, "indexing")
     parts = [np.load(path) for path in paths]
     features = np.concatenate([part["features"] for part in parts])
-    index = SimilarityIndex.build(features, config.faiss_index)
+    kind = config.faiss_index or choose_index(*features.shape)
+    captions = [] if kind == "Flat" else _sample_of_captions(shards)
+    texts = model.encode_text(captions).cpu().numpy() if captions else None
+    index = SimilarityIndex.build(features, kind, texts, "captions")
+    asked = " (asked with windows: the shards have no captions)" if kind != "Flat" and not captions else ""
     with atomic_path(config.output / "index.faiss") as temporary:
         index.save(temporary)
     write_arrays(config.output / "windows.npz", windows=np.concatenate([part["windows"] for part in parts]))
@@ -92,17 +102,37 @@ def build_index(config: IndexConfig) -> None:
         "model": sha256(config.model / "model.safetensors"),
         "index": sha256(config.output / "index.faiss"),
         "windows": len(features),
-        "description": index.description,
+        "description": index.description + asked,
     }
     write_json(config.output / "index.json", description)
-    print(f"{len(features)} windows of {len(shards)} videos in {config.output}")
+    print(f"{len(features)} windows of {len(shards)} videos in {config.output}: {description['description']}")
+
+
+def _sample_of_captions(shards: Shards) -> list[str]:
+    """Up to SAMPLED_CAPTIONS different captions, spread over the videos: what the index will be asked, near enough.
+
+    As few from each video as the number of videos allows; the same every time.
+    """
+    generator = np.random.default_rng(0)
+    chosen = generator.permutation(len(shards))
+    each = -(-SAMPLED_CAPTIONS // max(1, len(shards)))
+    texts: dict[str, None] = {}
+    for row in chosen.tolist():
+        part, place = shards.locate(row)
+        said = shards.parts[part].captions(place).text
+        picked = generator.choice(len(said), min(each, len(said)), replace=False) if said else []
+        texts.update(dict.fromkeys(said[i] for i in picked))
+        if len(texts) >= SAMPLED_CAPTIONS:
+            break
+    return list(texts)[:SAMPLED_CAPTIONS]
 
 
 def _embed_part(config: IndexConfig, number: int, path: Path) -> int:
     import torch
 
-    from pipelines.evaluate import load_model_and_shards
-    from videoclip.evaluation.localization import LocalizationConfig, embed_windows, sliding_windows
+    from videoclip.embedding import embed_clips
+    from videoclip.evaluation.inputs import load_model_and_shards
+    from videoclip.evaluation.localization import LocalizationConfig, sliding_windows
 
     torch.set_num_threads(1)  # one task a CPU
     model, shards = load_model_and_shards(config.model, config.shards)
@@ -114,7 +144,7 @@ def _embed_part(config: IndexConfig, number: int, path: Path) -> int:
         if of_video[-1, 1] < len(tokens):  # the last seconds of a video must be found too
             of_video = np.append(of_video, [[len(tokens) - config.window, len(tokens)]], 0)
         windows.append(np.insert(of_video, 0, row, 1))
-        features.append(embed_windows(model, tokens, of_video))
+        features.append(embed_clips(model, tokens, of_video))
     write_arrays(path, windows=np.concatenate(windows), features=np.concatenate(features))
     return 1
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,27 +67,45 @@ def write_video(
     codec: str = "libx264",
     rotation: int = 0,
     aspect: tuple[int, int] | None = None,
+    sound: int = 0,
 ) -> Path:
-    """Encode `picture(n)` (uint8 [H, W, 3]) to be shown at `times[n]` seconds."""
+    """Encode `picture(n)` (uint8 [H, W, 3]) to be shown at `times[n]` seconds; the last for the shortest gap.
+
+    `sound` adds that many seconds of silence.
+    """
     from fractions import Fraction
 
     import av
 
     height, width = picture(0).shape[:2]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30)
+        stream = container.add_stream(codec, rate=round(1 / np.diff(times).min()) if len(times) > 1 else 30)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         if aspect:
             stream.codec_context.sample_aspect_ratio = Fraction(*aspect)
         if rotation:
             stream.metadata["rotate"] = str(rotation)
+        if sound:
+            silent = container.add_stream("aac", rate=16000)
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
             frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        for second in range(sound):
+            container.mux(silent.encode(_second_of_silence(second)))
+        if sound:
+            container.mux(silent.encode())
     return path
+
+
+def _second_of_silence(number: int) -> Any:
+    import av
+
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = 16000, number * 16000
+    return frame
 
 
 def write_audio(path: Path) -> Path:
@@ -95,9 +114,7 @@ def write_audio(path: Path) -> Path:
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = 16000, 0
-        container.mux(stream.encode(frame))
+        container.mux(stream.encode(_second_of_silence(0)))
         container.mux(stream.encode())
     return path
 

@@ -1,11 +1,20 @@
 """Captions are checked line by line, and rolling repeats are removed."""
 
+import json
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.convert import ConvertFeaturesConfig, convert_features
+from pipelines.extract import ExtractConfig, _record
+from pipelines.runs import Quarantine
 from videoclip.data.captions import Captions, read_captions, remove_rolling_repeats
+from videoclip.data.shards import Shards
+from videoclip.files import read_json_lines
 
 
 def captions(*lines: tuple[float, float, str]) -> Captions:
@@ -60,3 +69,68 @@ def test_removing_repeats_keeps_order_and_leaves_no_line_empty(lines: list[list[
     result = remove_rolling_repeats(given_lines, np.random.default_rng(seed))
     assert all(result.text)
     assert (np.diff(result.start) >= 0).all() and (result.end > result.start).all()
+
+
+# --- Every road to a shard ----------------------------------------------------------------------------------------
+
+LINES = st.lists(
+    st.tuples(
+        st.floats(-5, 90) | st.sampled_from([29.999999999, 30.0, 10**400, None]),
+        st.floats(0, 20),
+        st.sampled_from(["chop", "chop the", "chop the onion", "the onion in half", ""]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def raw_captions(lines: list[tuple]) -> dict[str, list]:
+    starts = [start for start, _, _ in lines]
+    ends = [None if start is None or start > 1e9 else start + length for start, length, _ in lines]
+    return {"start": starts, "end": ends, "text": [text for _, _, text in lines]}
+
+
+@given(LINES, st.integers(1, 40), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_no_caption_of_a_shard_starts_after_its_last_token(lines: list[tuple], seconds: int, seed: int) -> None:
+    tokens = np.ones((seconds, 4), np.float16)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "features").mkdir()
+        np.save(folder / "features" / "v.npy", tokens)
+        (folder / "raw_caption.json").write_text(json.dumps({"v": raw_captions(lines)}))
+        convert_features(
+            ConvertFeaturesConfig(
+                folder / "features", folder / "shards", captions=folder / "raw_caption.json", seed=seed
+            )
+        )
+        converted = Shards(folder / "shards").record(0).captions
+        noted = Quarantine(folder / "shards")
+        row = {"video_id": "v", "tokens": tokens.tobytes(), "duration": float(seconds), "reason": ""}
+        config, quarantine = ExtractConfig(folder, folder / "shards", seed=seed), Quarantine(folder / "other")
+        extracted = _record(row, {"v": raw_captions(lines)}, config, quarantine, 4).captions
+    assert (converted.start < seconds).all() and (converted.end <= seconds).all()
+    assert (converted.end > converted.start).all()
+    assert converted.text == extracted.text, "both roads say the same"
+    assert np.array_equal(converted.start, extracted.start) and np.array_equal(converted.end, extracted.end)
+    assert noted.rows == quarantine.rows, "and leave out the same lines, counted"
+
+
+def test_features_lose_rolling_repeats_and_lines_beyond_their_tokens(tmp_path: Path) -> None:
+    (tmp_path / "npy").mkdir()
+    for name in ("a", "b"):
+        np.save(tmp_path / "npy" / f"{name}.npy", np.ones((30, 4), np.float32))
+    lines = [(0, 2, "chop the"), (2, 2, "chop the onion"), (20, 20, "stir"), (30, 5, "too late"), (80, 5, "too late")]
+    path = tmp_path / "raw_caption.json"
+    path.write_text(json.dumps({"a": raw_captions(lines), "b": "not captions"}))
+    convert_features(ConvertFeaturesConfig(tmp_path / "npy", tmp_path / "out", captions=path))
+    first, second = Shards(tmp_path / "out")
+    assert first.captions.text == ["chop the onion", "stir"] and first.captions.end.tolist() == [4, 30]
+    assert len(second.captions) == 0 and len(second.tokens) == 30, "a video stays without its bad captions"
+    rows = read_json_lines(tmp_path / "out" / "quarantine.jsonl")
+    assert [(row["video_id"], row["what"]) for row in rows] == [("a", "captions"), ("b", "captions")]
+    assert rows[0]["reason"] == "2 caption lines left out: outside the video"
+    convert_features(
+        ConvertFeaturesConfig(tmp_path / "npy", tmp_path / "kept", captions=path, keep_rolling_repeats=True)
+    )
+    assert Shards(tmp_path / "kept").record(0).captions.text == ["chop the", "chop the onion", "stir"]

@@ -25,10 +25,13 @@ def videos(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     starts = np.concatenate([np.sort(generator.uniform(0, s, c)) for s, c in zip(seconds, captions)]).astype(np.float32)
     ends = (starts + generator.uniform(0.1, 8, len(starts))).astype(np.float32)
     ends = np.minimum(ends, np.repeat(seconds, captions) + np.float32(0.5))
+    words = generator.integers(1, 40, len(starts)) * (generator.random(len(starts)) < 0.7)  # some have no word
+    first = np.cumsum(captions) - captions
+    words[first + generator.integers(0, captions)] += 1  # but every video has one
     return (
         starts,
         np.maximum(ends, starts + np.float32(0.01)),
-        generator.integers(1, 40, len(starts)),
+        words,
         captions,
         seconds,
     )
@@ -50,7 +53,7 @@ def test_a_sampled_video_clip_overlaps_its_text_clip(drawn: tuple, seed: int, po
         # Captions may outlast the last whole second, the only place where the two can but touch.
         assert a < finish and (b > begin or b == seconds[v])
         assert 1 <= count <= config.max_words, "the text clip is within its budget"
-        assert count == words[chosen].sum() or j - i == 1, "only a single caption is ever cut"
+        assert count == words[chosen].sum() or (words[chosen] > 0).sum() == 1, "only a single caption is ever cut"
 
 
 def test_overlapping_clips_start_elsewhere_than_their_text_but_exact_ones_do_not() -> None:
@@ -63,6 +66,14 @@ def test_overlapping_clips_start_elsewhere_than_their_text_but_exact_ones_do_not
     assert lengths.min() == 3 and lengths.max() == 32
     exact = sample_pairs(*arguments, ClipConfig("exact", 500, 10, 10), np.random.default_rng(0))
     assert (exact.a == 5 * exact.i).all() and (exact.b == exact.a + 5).all()
+
+
+def test_a_caption_without_a_word_beside_one_over_budget_makes_no_empty_text() -> None:
+    starts = np.arange(2, dtype=np.float32)
+    config = ClipConfig(clips_per_video=100, min_words=8, max_words=8)
+    words, one = np.array([0, 30]), np.array([2])
+    pairs = sample_pairs(starts, starts + 1, words, one, one, config, np.random.default_rng(0))
+    assert (pairs.words == 8).all()
 
 
 def test_text_grows_to_both_sides_of_its_first_caption() -> None:

@@ -12,9 +12,10 @@ import torch
 from conftest import write_video
 
 from videoclip.data.video import FrameFormat, decode_seconds
+from videoclip.encoders.catalog import load_video_encoder
 from videoclip.encoders.image import ImageEncoder
 from videoclip.encoders.text import FrozenTextEncoder
-from videoclip.encoders.video_encoder import ahead, load_video_encoder, scale_and_crop
+from videoclip.encoders.video_encoder import prefetched, scale_and_crop
 from videoclip.encoders.x3d import VARIANTS, X3D, _build
 from videoclip.errors import InputError
 
@@ -206,8 +207,7 @@ def test_a_frozen_text_encoder_travels_with_the_model(tmp_path: Path) -> None:
             sep_id=3,
         )
     ).eval()
-    model.set_frozen("tokenizer", encoder.tokenizer)
-    model.set_frozen("text encoder", encoder)
+    model.frozen.tokenizer, model.frozen.text_encoder = encoder.tokenizer, encoder
     before = model.encode_text(["chop the onion", "soup"])
     assert model.text_projection.in_features == 24 and not any("network" in name for name in model.state_dict())
     model.save_pretrained(tmp_path / "model")
@@ -284,9 +284,9 @@ def test_decoding_ahead_raises_what_the_decoder_raises_and_stops_when_nobody_rea
         raise InputError("the file is damaged")
 
     with pytest.raises(InputError, match="damaged"):
-        list(ahead(broken(), 2))
-    assert list(ahead(range(9), 2)) == list(range(9))
-    reader = ahead(iter(int, 1), 2)  # endless
+        list(prefetched(broken(), 2))
+    assert list(prefetched(range(9), 2)) == list(range(9))
+    reader = prefetched(iter(int, 1), 2)  # endless
     next(reader)
     reader.close()  # joins the thread, which must have noticed
 

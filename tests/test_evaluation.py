@@ -43,10 +43,11 @@ def prediction(number: int, windows: list[list[float]], saliency: list[float] | 
 # --- Retrieval ----------------------------------------------------------------------------------------------------
 
 
-def test_rank_counts_the_strictly_better_clips_plus_one() -> None:
+def test_a_rank_is_the_mean_place_among_equal_scores() -> None:
     gallery = np.array([[1.0, 0], [0, 1], [1, 0], [2, 0]])
     queries = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]])
-    assert ranks_of_positives(queries, gallery).tolist() == [2, 1, 2, 2]  # ties cost nothing
+    assert ranks_of_positives(queries, gallery).tolist() == [2.5, 1, 2.5, 3]
+    assert ranks_of_best_query(queries, gallery).tolist() == [1.5, 1.5, 1.5, 3.5]
     assert retrieval_metrics(np.array([1, 2, 6, 11]), 4) == {
         "queries": 4,
         "R@1": 25.0,
@@ -58,13 +59,27 @@ def test_rank_counts_the_strictly_better_clips_plus_one() -> None:
     }
 
 
+@pytest.mark.parametrize("width", [3, 64, 300])
+def test_a_model_that_maps_everything_to_one_point_does_no_better_than_chance(width: int) -> None:
+    point = np.random.default_rng(width).standard_normal(width).astype(np.float32)
+    point /= np.linalg.norm(point)
+    gallery, queries = np.tile(point, (301, 1)), np.tile(point, (602, 1))
+    positives = np.arange(602) // 2
+    forward = ranks_of_positives(queries, gallery, positives)
+    assert (forward == 151).all(), "the middle of 301 places"
+    assert retrieval_metrics(forward, 301)["R@10"] == 0
+    # The best of two own queries among 600 others: a third of the way.
+    assert (ranks_of_best_query(queries, gallery, positives) == 201).all()
+
+
 @given(st.integers(1, 60), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_blocks_give_the_ranks_of_the_full_matrix(count: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     queries, gallery = generator.integers(-2, 3, (2, count, 3)).astype(np.float32)
     scores = queries @ gallery.T
-    expected = (scores > np.diagonal(scores)[:, None]).sum(1) + 1
+    own = np.diagonal(scores)[:, None]
+    expected = (scores > own).sum(1) + ((scores == own).sum(1) + 1) / 2
     from videoclip.evaluation import retrieval
 
     original, retrieval.BLOCK = retrieval.BLOCK, 7
@@ -84,10 +99,16 @@ def test_with_several_captions_a_video_each_direction_has_its_own_ranks(clips: i
     queries = generator.integers(-2, 3, (len(positives), 3)).astype(np.float32)
     gallery = generator.integers(-2, 3, (clips, 3)).astype(np.float32)
     scores = queries @ gallery.T
-    forward = [1 + (scores[q] > scores[q, own]).sum() for q, own in enumerate(positives)]
-    backward = [1 + (scores[:, g] > scores[positives == g, g].max()).sum() for g in range(clips)]
-    assert ranks_of_positives(queries, gallery, positives).tolist() == forward
-    assert ranks_of_best_query(queries, gallery, positives).tolist() == backward
+    shuffled = [generator.permutation(len(queries)) for _ in range(1500)]  # ties in every order
+    for q, own in enumerate(positives):
+        better, equal = (scores[q] > scores[q, own]).sum(), (scores[q] == scores[q, own]).sum()
+        assert ranks_of_positives(queries, gallery, positives)[q] == better + (equal + 1) / 2
+    backward = ranks_of_best_query(queries, gallery, positives)
+    for g in range(min(clips, 3)):
+        best = scores[positives == g, g].max()
+        better, tied = (scores[:, g] > best).sum(), scores[:, g] == best
+        places = [1 + int(np.argmax((positives == g)[order][tied[order]])) for order in shuffled]
+        assert backward[g] == pytest.approx(better + np.mean(places), abs=0.2 * max(1, np.std(places)))
 
 
 def test_retrieval_that_cannot_be_is_refused() -> None:

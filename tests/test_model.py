@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from videoclip.data.words import train_wordpiece
 from videoclip.errors import InputError
 from videoclip.losses import contrastive_loss
-from videoclip.model import ModelCard, VideoCLIP, VideoCLIPConfig
+from videoclip.model import VideoCLIP, VideoCLIPConfig
+from videoclip.packed import Packed
+from videoclip.pretrained import ModelCard
 
 TINY = VideoCLIPConfig(
     video_dimension=12,
@@ -112,23 +114,50 @@ def test_shared_transformer_has_one_set_of_weights_and_separate_has_two() -> Non
     assert any(n.startswith("text_encoder") for n in names) and any(n.startswith("video_encoder") for n in names)
 
 
-def test_a_clip_embedding_is_the_mean_of_its_hidden_states_and_sep() -> None:
+def test_a_clip_embedding_is_the_mean_of_its_hidden_states_and_sep(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(normalize=False)
-    tokens = torch.randn(7, 12)
+    outputs: list[Packed] = []
+    encoder = model.mm_encoder.bert.encoder
+    monkeypatch.setattr(encoder, "forward", lambda x, run=encoder.forward: outputs.append(run(x)) or outputs[-1])
+    clips = Packed(torch.randn(7, 12), torch.tensor([4, 3]))
     with torch.no_grad():
-        hidden = model.video_hidden(tokens, torch.tensor([4, 3]))
-        first = model.video_hidden(tokens[:4], torch.tensor([4]))
-        feature = model.embed_video(tokens[:4], torch.tensor([4]))
-    assert torch.allclose(hidden[:4], first, atol=1e-6)
-    sep = 5 * feature[0] - first.sum(0)  # what is left of the mean over four tokens and [SEP]
-    assert torch.isfinite(sep).all() and sep.norm() > 0
+        hidden = model.video_hidden(clips)
+        features = model.embed_video(clips)
+    shorter, longer = outputs[0].split()  # [CLS] tokens [SEP] of the second clip, then of the first
+    assert torch.equal(hidden.rows, torch.cat([longer[1:5], shorter[1:4]]))
+    assert hidden.positions.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    for feature, of_tokens, sep in zip(features, hidden.split(), (longer[5], shorter[4])):
+        assert torch.allclose(feature, (of_tokens.sum(0) + sep) / (len(of_tokens) + 1), atol=1e-6)
+    assert not torch.allclose(features[0], hidden.split()[0].mean(0), atol=1e-3), "[SEP] counts"
+
+
+def test_a_temperature_at_its_limit_can_rise_again_and_never_falls_below() -> None:
+    model = tiny(temperature=0.01)
+    optimizer = torch.optim.SGD([model.log_temperature], lr=1.0)
+    for sign in (1.0, -1.0):  # first the loss asks for a lower temperature, then for a higher one
+        optimizer.zero_grad()
+        (sign * model.temperature * 10).backward()
+        optimizer.step()
+        model.after_step()
+        lowest, model_is = 0.01, model.temperature.item()
+        assert model_is == pytest.approx(lowest, rel=1e-5) if sign > 0 else model_is > lowest
+
+
+def test_kept_tokens_keep_their_places() -> None:
+    model = tiny(normalize=False)
+    tokens = torch.randn(6, 12)
+    kept = Packed(tokens, torch.tensor([6])).keep(torch.tensor([True, False, True, False, False, True]))
+    with torch.no_grad():
+        sparse = model.embed_video(kept)
+        closed_up = model.embed_video(Packed(tokens[[0, 2, 5]], torch.tensor([3])))
+    assert not torch.allclose(sparse, closed_up, atol=1e-4), "positions 0, 2, 5 are not 0, 1, 2"
 
 
 def test_saving_and_loading_gives_the_same_embeddings(tmp_path: Path) -> None:
     model = tiny(normalize=True)
     tokenizer = train_wordpiece(["chop the onion", "stir the soup"], vocabulary=50)
     model = VideoCLIP(replace(model.config, vocabulary=tokenizer.vocabulary)).eval()
-    model.set_frozen("tokenizer", tokenizer)
+    model.frozen.tokenizer = tokenizer
     model.save_pretrained(tmp_path / "model")
     loaded = VideoCLIP.from_pretrained(tmp_path / "model")
     assert loaded.config == model.config
@@ -165,7 +194,7 @@ def test_long_videos_are_embedded_in_pieces() -> None:
     tokens = torch.randn(40, 12)
     with torch.no_grad():
         whole = model.embed_long_video(tokens)
-        pieces = model.embed_video(tokens, torch.tensor([16, 16, 8])).mean(0)
+        pieces = model.embed_video(Packed(tokens, torch.tensor([16, 16, 8]))).mean(0)
     assert torch.allclose(whole, pieces / pieces.norm(), atol=1e-6)
 
 
@@ -177,9 +206,9 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
         (torch.full((3, 12), torch.nan), torch.tensor([3]), "not finite"),
     ):
         with pytest.raises(InputError, match=message):
-            model.embed_video(tokens, lengths)
+            model.embed_video(Packed(tokens, lengths))
     with pytest.raises(InputError, match="vocabulary"):
-        model.embed_text(torch.tensor([2, 77, 3]), torch.tensor([3]))
+        model.embed_text(Packed(torch.tensor([2, 77, 3]), torch.tensor([3])))
     with pytest.raises(InputError, match="no model here"):
         VideoCLIP.from_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
@@ -241,7 +270,7 @@ def test_outputs_equal_the_public_releases(reference: Path) -> None:
         ids[row, : count + 2] = torch.tensor([101, *words[row, :count], 102])
     with torch.no_grad():
         video, text = model.get_video_features(tokens, mask), model.get_text_features(ids, ids > 0)
-        hidden = model.video_hidden(tokens[mask], lengths).split(lengths.tolist())
+        hidden = model.video_hidden(Packed(tokens[mask], lengths)).split()
         loss = contrastive_loss(video, text)
     for ours, theirs in ((video, expected["video"]), (text, expected["text"]), (loss, expected["loss"])):
         assert np.abs(ours.numpy() - theirs).max() / np.abs(theirs).max() < 1e-4

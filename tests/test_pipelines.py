@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,15 +20,16 @@ from conftest import KITCHEN, extraction, training
 
 from pipelines.cli import VERBS, main
 from pipelines.cluster import ClusterConfig, cluster
-from pipelines.evaluate import MomentConfig, RetrievalConfig, evaluate_moments, evaluate_retrieval
+from pipelines.evaluate_moments import MomentConfig, evaluate_moments
+from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.extract import extract
-from pipelines.pretrain import PretrainConfig, pretrain
+from pipelines.pretrain import pretrain
 from pipelines.pretrain_batches import cluster_to_file, hardness_of_epoch, read_clustering
 from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
-from videoclip.files import read_json_lines
+from videoclip.files import read_json, read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.synthetic.kitchen import plan_kitchen
 
@@ -382,6 +384,19 @@ def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Pa
     assert all(covered[covered[:, 0] == r, 2].max() == s for r, s in enumerate(shards.seconds()))
 
 
+def test_an_index_is_tuned_with_captions_where_there_are_some_and_says_so(
+    ray: None, trained: Path, tokens: Path, tmp_path: Path
+) -> None:
+    for split, told in (("train", " captions, "), ("test", "(asked with windows: the shards have no captions)")):
+        build_index(IndexConfig(trained / "model", tokens / split, tmp_path / split, faiss_index="IVF4,Flat"))
+        description = read_json(tmp_path / split / "index.json")["description"]
+        assert "inverted lists probed, recall@64 " in description and told in description
+        if split == "train":
+            said = {text for record in Shards(tokens / split) for text in record.captions.text}
+            count = int(re.search(r"of (\d+) captions", description)[1])
+            assert count == min(512, len(said))
+
+
 def test_an_index_of_another_model_or_a_damaged_one_is_refused(
     ray: None, trained: Path, tokens: Path, tmp_path: Path
 ) -> None:
@@ -436,20 +451,6 @@ def test_help_is_there_for_every_verb(verb: str, capsys: pytest.CaptureFixture[s
     except SystemExit as stop:
         assert not stop.code
     assert "videoclip" in capsys.readouterr().out
-
-
-def test_a_yaml_file_fills_options_and_options_win(tmp_path: Path) -> None:
-    import tyro
-
-    from pipelines.cli import _take_config_file
-
-    (tmp_path / "o.yaml").write_text("shards: a\nepochs: 7\nmodel: {width: 64}\n")
-    words, default = _take_config_file(["--epochs", "9", "--config", str(tmp_path / "o.yaml")], PretrainConfig)
-    config = tyro.cli(PretrainConfig, args=words, default=default)
-    assert (config.shards, config.epochs, config.model.width, config.model.heads) == (Path("a"), 9, 64, 12)
-    (tmp_path / "bad.yaml").write_text("epoch: 7\n")
-    with pytest.raises(InputError, match="unknown options epoch"):
-        _take_config_file(["--config", str(tmp_path / "bad.yaml")], PretrainConfig)
 
 
 FULL_DISK = """

@@ -17,11 +17,12 @@ from pipelines.cli import main
 from videoclip import convert
 from videoclip.data.shards import Shards
 from videoclip.data.words import train_wordpiece
+from videoclip.encoders.catalog import load_video_encoder
 from videoclip.encoders.s3d import S3D, SamePool, space_to_depth
-from videoclip.encoders.video_encoder import load_video_encoder
 from videoclip.errors import InputError
 from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP, VideoCLIPConfig
+from videoclip.packed import Packed
 
 # --- S3D ----------------------------------------------------------------------------------------------------------
 
@@ -195,8 +196,8 @@ def test_a_shared_release_numbers_its_positions_as_published(tmp_path: Path) -> 
     seen: list[torch.Tensor] = []
     embeddings.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     with torch.no_grad():
-        model.embed_text(torch.tensor([101, 7, 8, 102]), torch.tensor([4]))
-        model.embed_video(torch.zeros(5, 512), torch.tensor([5]))
+        model.embed_text(Packed(torch.tensor([101, 7, 8, 102]), torch.tensor([4])))
+        model.embed_video(Packed(torch.zeros(5, 512), torch.tensor([5])))
     words, positions, types, _, video_positions, video_types = seen
     assert positions.tolist() == [0, 34, 35, 36] and types.tolist() == [0, 1, 1, 1]
     assert video_positions.tolist() == [0, 1, 2, 3, 4, 5, 33] and video_types.tolist() == [0] * 7
@@ -212,7 +213,8 @@ def test_a_converted_release_survives_saving_and_the_command(
     direct, loaded = convert.from_mmpt(path, heads=4), VideoCLIP.from_pretrained(tmp_path / "model")
     tokens = torch.randn(9, 512)
     with torch.no_grad():
-        assert torch.equal(direct.embed_video(tokens, torch.tensor([9])), loaded.embed_video(tokens, torch.tensor([9])))
+        clip = Packed(tokens, torch.tensor([9]))
+        assert torch.equal(direct.embed_video(clip), loaded.embed_video(clip))
 
 
 class Foreign:
@@ -266,7 +268,7 @@ def test_bert_initialises_the_transformers(tmp_path: Path, transformer: str) -> 
     if transformer == "separate":  # the shared variant numbers its text positions differently
         with torch.no_grad():
             expected = bert(ids).last_hidden_state[0, 1:].mean(0)
-            ours = model.embed_text(ids[0], torch.tensor([5]))[0]
+            ours = model.embed_text(Packed(ids[0], torch.tensor([5])))[0]
         torch.testing.assert_close(ours, expected / expected.norm(), atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="not a BERT of 2 layers"):
         convert.from_bert(folder, replace(config, layers=2))

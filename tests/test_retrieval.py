@@ -1,5 +1,9 @@
 """Section 3.3: batches of similar videos. Every video appears exactly once an epoch."""
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +12,7 @@ from hypothesis import strategies as st
 from videoclip.errors import InputError
 from videoclip.retrieval.clustering import _exchange, cluster_videos
 from videoclip.retrieval.figures import batch_similarity, describe_batches
-from videoclip.retrieval.index import SimilarityIndex, choose_index
+from videoclip.retrieval.index import FAISS_PACKAGES, SimilarityIndex, choose_index, load_faiss, unit
 
 
 def grouped(videos: int, groups: int, width: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -176,6 +180,43 @@ def test_an_approximate_index_reaches_its_recall() -> None:
     assert np.mean([len(np.intersect1d(a, b)) / 64 for a, b in zip(found, truth)]) > 0.9
 
 
+def recall(index: SimilarityIndex, rows: np.ndarray, queries: np.ndarray) -> float:
+    """Share of the 64 nearest rows, by exact search, that the index finds."""
+    _, found = index.search(queries, 64)
+    truth = np.argsort(-(queries @ rows.T), axis=1)[:, :64]
+    return float(np.mean([len(np.intersect1d(a, b)) / 64 for a, b in zip(found, truth)]))
+
+
+def test_the_printed_recall_is_that_of_texts_which_lie_elsewhere_than_the_windows() -> None:
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((200, 64))[generator.integers(0, 200, 12000)]
+    rows = unit(centres + 0.7 * generator.standard_normal((12000, 64))).astype(np.float32)
+    offset = unit(generator.standard_normal((1, 64)))
+    meant = rows[generator.integers(0, len(rows), 700)] + 0.7 / 8 * generator.standard_normal((700, 64))
+    texts = unit(meant + offset).astype(np.float32)
+    asked, held_out = texts[:400], texts[400:]
+    of_windows = SimilarityIndex.build(rows, "IVF128,Flat")
+    index = SimilarityIndex.build(rows, "IVF128,Flat", asked, "captions")
+    assert recall(of_windows, rows, held_out) < 0.9, "what is enough for windows is not for texts"
+    printed = float(re.search(r"recall@64 ([\d.]+) of 400 captions", index.description)[1])
+    assert printed >= 0.95 and recall(index, rows, held_out) == pytest.approx(printed, abs=0.02)
+    of_rows = float(re.search(r", ([\d.]+) of 256 rows", index.description)[1])
+    assert recall(index, rows, rows[:300]) == pytest.approx(of_rows, abs=0.02), "beside it, that of windows"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_the_papers_batches_are_full_on_uneven_data(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    crowded = np.repeat(generator.standard_normal((15, 24)), 200, 0) + 0.02 * generator.standard_normal((3000, 24))
+    rows = np.concatenate([crowded, generator.standard_normal((100, 24))]).astype(np.float32)
+    batches = cluster_videos(rows, 32, 0, "paper", faiss_index="IVF64,Flat")
+    assert len(batches) == 97 and {len(set(batch.tolist())) for batch in batches} == {32}
+    index = SimilarityIndex.build(rows, "IVF64,Flat")
+    scores, _ = index.search_all(unit(rows[3000:]), 64)
+    np.testing.assert_allclose(scores, -np.sort(-unit(rows[3000:]) @ unit(rows).T)[:, :64], atol=1e-5)
+    assert (index.search(unit(rows[3000:]), 64)[1] < 0).any(), "and the index goes on with as few lists as before"
+
+
 @pytest.mark.parametrize(
     ("count", "width", "kind"),
     [
@@ -206,3 +247,31 @@ def test_batches_are_described_by_hand() -> None:
     assert figures["cosine"] == pytest.approx(0.5) and figures["cosine_p90"] == pytest.approx(0.9)
     assert figures["purity"] == pytest.approx(75)  # "a a" is pure, "a b" half; the row without a topic is not in them
     assert 0 <= figures["random_cosine"] <= 1
+
+
+# --- Faiss comes once ---------------------------------------------------------------------------------------------
+
+
+def test_no_way_to_install_brings_both_packages_that_own_the_module() -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    dependencies = re.search(r"^dependencies = \[(.*?)^\]", project, re.M | re.S)[1]
+    extras = dict(re.findall(r"^(\w+) = \[(.*?)\]", project.split("[project.optional-dependencies]")[1], re.M))
+    assert "faiss" not in dependencies, "a default that is one package would be joined by the other"
+    owners = {extra: re.findall(r'"(faiss[\w-]*)', needs) for extra, needs in extras.items()}
+    assert {extra: found for extra, found in owners.items() if found} == {"cpu": ["faiss-cpu"], "gpu": ["faiss-gpu"]}
+    assert {"faiss-cpu", "faiss-gpu"} <= set(FAISS_PACKAGES)
+    assert "'.[cpu," in (Path(__file__).parents[1] / "Makefile").read_text()
+
+
+def test_no_faiss_and_two_of_them_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = grouped(40, 4)
+    load_faiss.cache_clear()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "faiss", None)
+        with pytest.raises(InputError, match=r"Faiss is not installed; run: pip install 'videoclip\[cpu\]'"):
+            SimilarityIndex.build(rows)
+    with monkeypatch.context() as twice:
+        twice.setattr("videoclip.retrieval.index._is_installed", lambda package: package in ("faiss-cpu", "faiss-gpu"))
+        with pytest.raises(InputError, match="faiss-cpu and faiss-gpu are both installed and overwrite each other"):
+            SimilarityIndex.build(rows)
+    assert SimilarityIndex.build(rows).search(rows[:1], 1)[1].tolist() == [[0]]

@@ -1,11 +1,14 @@
 """Frames are chosen by the time at which a player would show them, whatever the file looks like."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_audio, write_video
 
+from benchmarks.faults import broken, broken_files, write_whole_files
+from benchmarks.faults import decode as outcome_of
 from videoclip.data.video import FrameFormat, clips_of_seconds, decode_seconds, find_videos, probe
 from videoclip.errors import InputError
 
@@ -14,6 +17,10 @@ TENTHS = [n / 10 for n in range(30)]  # three seconds, ten frames a second
 
 def grey(level: float, height: int = 64, width: int = 64) -> np.ndarray:
     return np.full((height, width, 3), level, np.uint8)
+
+
+def noise(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
 
 def decode(path: Path, fps: int = 10, size: int = 32, **times: float) -> np.ndarray:
@@ -41,8 +48,39 @@ def test_a_higher_rate_repeats_frames_and_a_lower_one_drops_them(tmp_path: Path)
 def test_variable_frame_rates_follow_the_time_stamps(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.2, 1.5, 1.6, 2.9]
     path = write_video(tmp_path / "a.mp4", times, lambda n: grey(30 * n + 20))
-    shown = levels(decode(path, fps=2)).ravel()[:6]
-    np.testing.assert_allclose(shown, [20, 80, 80, 110, 140, 140], atol=3)
+    np.testing.assert_allclose(levels(decode(path, fps=2)).ravel(), [20, 80, 80, 110, 140, 140], atol=3)
+
+
+CODECS = {"mp4": "libx264", "mov": "libx264", "mkv": "libx264", "webm": "libvpx", "ts": "libx264", "avi": "mpeg4"}
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_the_last_picture_does_not_last_as_long_as_the_gap_before_it(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"a.{suffix}", [0.0, 1.0, 2.0, 3.0, 33.0], lambda n: grey(100), codec=CODECS[suffix])
+    frames = decode(path, fps=2)
+    assert len(frames) == 34 and levels(frames).min() > 90
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_a_video_of_a_constant_rate_keeps_its_last_picture_whole(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"a.{suffix}", TENTHS, lambda n: grey(20 + 7 * n), codec=CODECS[suffix])
+    shown = levels(decode(path, fps=20)).ravel()
+    np.testing.assert_allclose(shown, np.repeat(20 + 7 * np.arange(30), 2), atol=5)
+
+
+def test_a_clip_of_the_last_picture_alone_has_that_picture(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", TENTHS, lambda n: grey(20 + 7 * n), codec="ffv1")  # every frame a key frame
+    clip = levels(decode(path, start=2.9)).ravel()
+    np.testing.assert_allclose(clip, [223, *[0] * 9], atol=3)
+
+
+def test_sound_that_outlasts_the_picture_adds_no_seconds_and_is_no_damage(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", [n / 10 for n in range(200)], noise, sound=40)
+    assert probe(path).duration == pytest.approx(40, abs=0.1)
+    assert len(decode(path)) == 20
+    (tmp_path / "cut.mkv").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"truncated or damaged: .* of 40\.. seconds"):
+        decode(tmp_path / "cut.mkv")
 
 
 def test_the_last_partial_second_is_filled_with_zeros(tmp_path: Path) -> None:
@@ -126,10 +164,7 @@ def test_files_that_are_no_videos_are_named_with_their_reason(tmp_path: Path) ->
 
 
 def test_a_file_that_ends_before_its_header_says_is_refused(tmp_path: Path) -> None:
-    times = [n / 10 for n in range(200)]
-    generator = np.random.default_rng(0)
-    noise = generator.integers(0, 255, (200, 64, 64, 3), dtype=np.uint8)
-    whole = write_video(tmp_path / "whole.mkv", times, lambda n: noise[n])
+    whole = write_video(tmp_path / "whole.mkv", [n / 10 for n in range(200)], noise)
     duration = probe(whole).duration
     (tmp_path / "cut.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(InputError, match=f"of {duration:.1f} seconds"):
@@ -141,6 +176,93 @@ def test_a_header_that_asks_for_too_much_memory_is_refused(tmp_path: Path, monke
     monkeypatch.setattr("videoclip.data.video.MAX_PIXELS", 1000)
     with pytest.raises(InputError, match="pixels"):
         decode(path)
+
+
+def test_a_header_cannot_promise_hours_that_its_content_does_not_have(tmp_path: Path) -> None:
+    data = bytearray(write_video(tmp_path / "a.mp4", TENTHS, lambda n: grey(100)).read_bytes())
+    unit = data.index(b"mdhd") + 4 + 12  # version and flags 4, creation 4, change 4: then ticks a second
+    ticks = int.from_bytes(data[unit : unit + 4], "big")
+    (tmp_path / "a.mp4").write_bytes(_patched(data, unit, (ticks // 1000).to_bytes(4, "big")).replace(b"edts", b"free"))
+    assert probe(tmp_path / "a.mp4").duration == pytest.approx(3000)
+    with pytest.raises(InputError, match=r"claim to be .* seconds"):
+        decode(tmp_path / "a.mp4")
+
+
+def test_still_slides_are_a_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", [0.0, 1.0, 301.0, 302.0], noise)
+    assert len(decode(path, fps=1)) == 303
+
+
+def test_a_video_of_no_length_is_refused_or_a_second(tmp_path: Path) -> None:
+    data = bytearray(write_video(tmp_path / "a.mkv", TENTHS[:5], lambda n: grey(100)).read_bytes())
+    unit = data.index(b"\x2a\xd7\xb1") + 4  # nanoseconds a tick, three bytes: 1,000,000 becomes 1
+    (tmp_path / "a.mkv").write_bytes(_patched(data, unit, (1).to_bytes(3, "big")))
+    kind, _, seconds = outcome_of(tmp_path / "a.mkv")
+    assert (kind, seconds) in (("refused", 0), ("frames", 1))
+
+
+def test_a_short_file_of_huge_pictures_is_refused_before_all_are_decoded(tmp_path: Path) -> None:
+    times = [n / 10 for n in range(100)]
+    data = bytearray(write_video(tmp_path / "a.webm", times, lambda n: grey(100), codec="libvpx").read_bytes())
+    size = data.index(b"\x9d\x01\x2a") + 3  # width and height of the key frame, on which all others build
+    huge = (4096).to_bytes(2, "little") * 2
+    (tmp_path / "a.webm").write_bytes(_patched(data, size, huge))
+    with pytest.raises(InputError, match="too many pixels for a file of"):
+        decode(tmp_path / "a.webm")
+
+
+def test_a_stream_that_appears_while_the_file_is_read_is_damage(tmp_path: Path) -> None:
+    data = bytearray(write_video(tmp_path / "a.ts", TENTHS, lambda n: grey(100)).read_bytes())
+    ours = [at for at in range(0, len(data), 188) if int.from_bytes(data[at + 1 : at + 3], "big") == 0x4100]
+    (tmp_path / "a.ts").write_bytes(_patched(data, ours[-1] + 2, b"\x62"))  # the last picture of stream 0x100
+    with pytest.raises(InputError, match="streams change"):
+        decode(tmp_path / "a.ts")
+
+
+def _patched(data: bytearray, at: int, new: bytes) -> bytes:
+    return bytes(data[:at] + new + data[at + len(new) :])
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ffconcat version 1.0\nfile neighbour.mp4\n",
+        "ffconcat version 1.0\nfile script.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nneighbour.mp4\n#EXT-X-ENDLIST\n",
+    ],
+    ids=["another file", "itself", "a playlist"],
+)
+def test_a_script_named_as_a_video_opens_no_other_file(tmp_path: Path, script: str) -> None:
+    write_video(tmp_path / "neighbour.mp4", TENTHS, lambda n: grey(100))
+    (tmp_path / "script.mp4").write_text(script)
+    with pytest.raises(InputError, match=r"script.mp4: not a video"):
+        decode(tmp_path / "script.mp4")
+
+
+def test_pictures_named_as_a_video_are_refused(tmp_path: Path) -> None:
+    picture = write_video(tmp_path / "picture.gif", TENTHS, lambda n: grey(100), codec="gif", pixel_format="rgb8")
+    picture.rename(tmp_path / "picture.mp4")
+    with pytest.raises(InputError, match="not a video"):
+        decode(tmp_path / "picture.mp4")
+
+
+def test_every_broken_file_gives_seconds_or_one_line(tmp_path: Path) -> None:
+    wholes = write_whole_files(tmp_path)
+    assert all(outcome_of(path)[0] == "frames" for path in wholes)
+    outcomes = []
+    for path in broken_files(wholes, tmp_path, 300, seed=0):
+        outcomes.append(outcome_of(path))
+        path.unlink()
+    counts = Counter(kind for kind, _, _ in outcomes)
+    assert set(counts) == {"frames", "refused"} and min(counts.values()) > 50, counts
+    longest = max(seconds for _, _, seconds in outcomes)
+    assert longest <= 600, "three seconds, whatever a header says, and a slide's patience"
+
+
+def test_a_broken_file_is_the_same_for_the_same_seed() -> None:
+    whole = bytes(range(256)) * 20
+    one, same, other = (broken(whole, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one == same != other
 
 
 def test_videos_are_found_by_suffix_in_order(tmp_path: Path) -> None:

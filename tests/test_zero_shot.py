@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.cli import main
-from pipelines.evaluate import DiDeMoConfig, MSRVTTConfig, evaluate_didemo, evaluate_msrvtt
 from pipelines.evaluate_actions import (
     COINConfig,
     CrossTaskConfig,
@@ -21,12 +20,14 @@ from pipelines.evaluate_actions import (
     evaluate_crosstask,
     evaluate_questions,
 )
+from pipelines.evaluate_retrieval import DiDeMoConfig, MSRVTTConfig, evaluate_didemo, evaluate_msrvtt
 from pipelines.report import ReportConfig, report
 from videoclip.data.coin import read_coin
 from videoclip.data.crosstask import read_crosstask
 from videoclip.data.didemo import read_didemo
 from videoclip.data.msrvtt import read_msrvtt, read_questions
 from videoclip.data.shards import Shards
+from videoclip.embedding import embed_texts
 from videoclip.errors import InputError
 from videoclip.evaluation.actions import (
     frame_accuracy,
@@ -36,7 +37,6 @@ from videoclip.evaluation.actions import (
     segment_actions,
     step_recall,
 )
-from videoclip.evaluation.prompts import embed_texts
 from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.synthetic.kitchen import KitchenVideo, Step, caption, plan_kitchen

@@ -45,6 +45,14 @@ class Packed:
         return cls(torch.cat(list(sequences)), torch.tensor([len(sequence) for sequence in sequences]))
 
     @classmethod
+    def together(cls, parts: Sequence[Packed]) -> Packed:
+        """All sequences of several, one after the other; at least one part."""
+        places = None
+        if any(part.places is not None for part in parts):
+            places = torch.cat([part.positions for part in parts])
+        return cls(torch.cat([part.rows for part in parts]), torch.cat([part.lengths for part in parts]), places)
+
+    @classmethod
     def from_padded(cls, x: Tensor, mask: Tensor) -> Packed:
         """Padded [B, T, …] and mask [B, T] (true where there is something) -> the rows under the mask."""
         mask = mask.bool()

@@ -1,29 +1,26 @@
-"""Contrastive pretraining without any framework: one step, one epoch, the schedule and the checkpoint.
+"""Training any recipe without a framework: one step, one epoch, the schedule, batches drawn ahead.
 
 What is here runs with torch, numpy and safetensors alone, on one process or on many of a `torch.distributed` group.
+It knows no system: a recipe is a module whose `forward(batch)` returns named losses and figures.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from videoclip.checkpoints import TrainingState
+from videoclip.data.clips import ClipBatch, ClipSampler
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, read_json, write_json
-from videoclip.losses import contrastive_loss, first_row, gather, gather_with_gradient, rows_of_workers, world_size
-from videoclip.model import VideoCLIP
-from videoclip.retrieval.false_negatives import PAPER, FalseNegativeConfig, false_negatives, pair_labels
+from videoclip.gather import mean_over_workers, rows_per_rank, world_size
+from videoclip.retrieval.false_negatives import PAPER, FalseNegativeConfig, pair_labels
 
-if TYPE_CHECKING:
-    from videoclip.data.clips import ClipBatch, ClipSampler
+SKIPS_ALLOWED = 5  # updates in a row whose gradient is not finite; one bad batch should not end a night's run
 
 
 @dataclass(frozen=True)
@@ -37,15 +34,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
 
 
-@dataclass
-class TrainingState:
-    """Everything that a resumed run needs: how far it is, besides weights and optimiser moments."""
-
-    epoch: int = 0
-    step: int = 0
-
-
-def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
+def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
     """Linear warm-up from zero, then linear ("polynomial", power one) decay to zero at `total_steps`."""
     warmup = min(config.warmup_steps, max(1, total_steps // 2))
     if step < warmup:
@@ -53,103 +42,95 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
     return config.learning_rate * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(recipe: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW (plain Adam with the default weight decay of zero) over the parameters that are trained."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in recipe.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay)
 
 
-class ClipEmbedder(nn.Module):
-    """Both towers behind one `forward`, so that DistributedDataParallel sees every parameter used once."""
-
-    def __init__(self, model: VideoCLIP) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """-> video [P, H], text [P, H] and the temperature, a scalar."""
-        video = self.model.embed_video(torch.from_numpy(batch.video_tokens), torch.from_numpy(batch.video_lengths))
-        text = self.model.embed_text(torch.from_numpy(batch.word_ids), torch.from_numpy(batch.word_lengths))
-        return video, text, self.model.temperature
-
-
-def training_step(
-    embedder: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: ClipBatch,
-    rate: float,
-    config: OptimizerConfig,
-    negatives: FalseNegativeConfig = PAPER,
-    duplicates: np.ndarray | None = None,
+def step(
+    recipe: nn.Module, optimizer: torch.optim.Optimizer, batch: ClipBatch, learning_rate: float, clip_norm: float
 ) -> dict[str, float]:
-    """One update. Negatives come from the whole batch of every worker, but for those that `negatives` leaves out.
+    """One update by `recipe(batch)["loss"]`, the mean over this worker's pairs; the other losses and figures are noted.
 
-    `duplicates` int64 [rows of the shards] labels near-duplicate videos alike (`near_duplicates`).
-    Returns loss, gradient norm, temperature, and as shares: "accuracy", of pairs whose own text is the nearest of all;
-    "excluded", of pairs of clips that were no negatives; "hard_negatives", of other videos' texts that a clip finds at
-    least as near as its own.
-    Raises FloatingPointError if the loss is not finite; nothing has been updated then.
+    Returns them as means over the pairs of all workers, and "gradient_norm", "learning_rate" and "skipped": 1 where
+    the gradient was not finite and nothing has been updated.
     """
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    video, text, temperature = embedder(batch)
-    counts = rows_of_workers(len(video))
-    gathered = gather_with_gradient(video, counts), gather_with_gradient(text, counts)
-    first = first_row(len(video), counts)
-    labels = pair_labels(batch, duplicates).to(video.device)
-    all_labels = gather(labels, counts)
-    excluded = false_negatives(labels, all_labels, first, negatives)
-    loss = contrastive_loss(video, text, temperature, gathered, first, excluded)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss became {loss.item()}; lower the learning rate or check the tokens")
+        group["lr"] = learning_rate
+    outputs: dict[str, Tensor] = recipe(batch)
+    counts = batch.rows_per_rank or rows_per_rank(len(batch))
     optimizer.zero_grad(set_to_none=True)
     # DistributedDataParallel averages over workers; weighting by their pairs makes that the mean over all pairs.
-    (loss * len(video) * world_size() / len(gathered[0])).backward()
+    (outputs["loss"] * len(batch) * world_size() / sum(counts)).backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    optimizer.step()
-    other_videos = (labels[:, :1] != all_labels[:, 0]) & ~excluded
-    return {
-        "loss": loss.item(),
-        **_nearness(video, gathered[1], first, other_videos),
-        "excluded": excluded.float().mean().item(),
-        "gradient_norm": norm.item(),
-        "temperature": temperature.item(),
-        "learning_rate": rate,
-    }
+    norm = nn.utils.clip_grad_norm_(parameters, clip_norm).item()
+    is_finite = np.isfinite(norm)
+    if is_finite:
+        optimizer.step()
+        _after_step(recipe)
+    values = torch.stack([value.detach().double() for value in outputs.values()])
+    figures = dict(zip(outputs, mean_over_workers(values, len(batch), counts).tolist()))
+    return {**figures, "gradient_norm": norm, "learning_rate": learning_rate, "skipped": float(not is_finite)}
 
 
-@torch.no_grad()
-def _nearness(video: Tensor, all_text: Tensor, first: int, other_videos: Tensor) -> dict[str, float]:
-    """How near a clip finds its own text among all: "accuracy" and "hard_negatives" of `training_step`."""
-    similarity = video @ all_text.T
-    rows = torch.arange(len(video), device=video.device)
-    own = similarity[rows, first + rows][:, None]
-    hard = (similarity >= own) & other_videos
-    return {
-        "accuracy": (similarity.argmax(1) == first + rows).float().mean().item(),
-        "hard_negatives": hard.sum().item() / max(1, other_videos.sum().item()),
-    }
+def _after_step(recipe: nn.Module) -> None:
+    """Let parts of a recipe keep their parameters within bounds: those that have a method `after_step`."""
+    for module in recipe.modules():
+        after: Callable[[], None] | None = getattr(module, "after_step", None)
+        if after is not None:
+            after()
 
 
 def train_epoch(
-    embedder: nn.Module,
+    recipe: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[ClipBatch],
     state: TrainingState,
     total_steps: int,
     config: OptimizerConfig,
-    negatives: FalseNegativeConfig = PAPER,
-    duplicates: np.ndarray | None = None,
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Run every batch once, yielding step and metrics after each. Advances `state` by one epoch."""
-    embedder.train()
+    """Run every batch once, yielding step and figures after each. Advances `state` by one epoch.
+
+    Raises InputError if the gradients of SKIPS_ALLOWED updates in a row are not finite.
+    """
+    recipe.train()
+    skipped = 0
     for batch in batches:
-        rate = learning_rate(state.step, total_steps, config)
-        metrics = training_step(embedder, optimizer, batch, rate, config, negatives, duplicates)
-        yield state.step, metrics
+        rate = learning_rate_at(state.step, total_steps, config)
+        figures = step(recipe, optimizer, batch, rate, config.clip_norm)
+        yield state.step, figures
+        skipped = skipped + 1 if figures["skipped"] else 0
+        if skipped == SKIPS_ALLOWED:
+            raise InputError(
+                f"the gradient was not finite in {skipped} steps in a row, up to step {state.step} (loss "
+                f"{figures['loss']:g}); go on from the last checkpoint with a lower --optimizer.learning-rate "
+                "in another --output, or check the tokens"
+            )
         state.step += 1
     state.epoch += 1
+
+
+class StuckLoss:
+    """Notices, once, that a loss stays where a model that tells nothing apart has it."""
+
+    PATIENCE = 200  # steps
+    NEARNESS = 0.01  # share of the loss of chance
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._said = False
+
+    def notice(self, loss: float, chance: float) -> str:
+        """What to tell a person after a step, mostly nothing."""
+        self._steps = self._steps + 1 if loss > (1 - self.NEARNESS) * chance else 0
+        if self._said or self._steps < self.PATIENCE:
+            return ""
+        self._said = True
+        return (
+            f"the loss has stayed at {chance:.2f}, that of guessing, for {self._steps} steps: nothing is learned. "
+            "Try a lower --model.temperature, another --optimizer.learning-rate, or --init with pretrained weights"
+        )
 
 
 def spread_batches(batches: list[np.ndarray], workers: int) -> list[list[np.ndarray]]:
@@ -171,87 +152,42 @@ def spread_batches(batches: list[np.ndarray], workers: int) -> list[list[np.ndar
     return steps
 
 
-def epoch_batches(
-    sampler: ClipSampler, steps: list[list[np.ndarray]], seed: int, epoch: int, rank: int = 0, first: int = 0
-) -> Iterator[ClipBatch]:
-    """Sample this worker's clips of every step from `first` on, one batch ahead of the step that uses it.
+@dataclass(frozen=True)
+class EpochBatches:
+    """The batches of one epoch for one worker: which videos, which clips of them, and who is whose negative.
 
+    `steps` as `spread_batches` gives them; `duplicates` int64 [rows of the shards] labels near-duplicate videos alike.
     A draw depends on seed, epoch, step and rank alone, so a resumed run sees the same clips.
     """
 
-    def draw(place: int) -> ClipBatch:
-        return sampler.batch(steps[place][rank], np.random.default_rng([seed, epoch, place, rank]))
+    sampler: ClipSampler
+    steps: list[list[np.ndarray]]
+    seed: int
+    epoch: int
+    rank: int = 0
+    negatives: FalseNegativeConfig = PAPER
+    duplicates: np.ndarray | None = None
 
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = [ahead.submit(draw, place) for place in range(first, min(first + 1, len(steps)))]
-        for place in range(first, len(steps)):
+    def draw(self, place: int) -> ClipBatch:
+        """The batch of one step."""
+        generator = np.random.default_rng([self.seed, self.epoch, place, self.rank])
+        clips = self.sampler.config.clips_per_video
+        counts = tuple(len(rows) * clips for rows in self.steps[place])
+        batch = self.sampler.batch(self.steps[place][self.rank], generator)
+        labels = pair_labels(batch, self.negatives, self.duplicates, sum(counts[: self.rank]))
+        return replace(batch, labels=labels, rows_per_rank=counts)
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        """All batches, each drawn while the step before it is computed."""
+        return prefetch(self.draw, len(self.steps))
+
+
+def prefetch(draw: Callable[[int], ClipBatch], count: int, first: int = 0) -> Iterator[ClipBatch]:
+    """Yield `draw(first)`, …, `draw(count - 1)`, each drawn by a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = [thread.submit(draw, place) for place in range(first, min(first + 1, count))]
+        for place in range(first, count):
             batch = waiting.pop().result()
-            if place + 1 < len(steps):
-                waiting.append(ahead.submit(draw, place + 1))
+            if place + 1 < count:
+                waiting.append(thread.submit(draw, place + 1))
             yield batch
-
-
-@torch.inference_mode()
-def embed_videos(
-    model: VideoCLIP, sampler: ClipSampler, rows: np.ndarray, seed: int, epoch: int, videos_at_once: int = 32
-) -> np.ndarray:
-    """One vector a video for retrieval: the mean over its sampled clips of (video + text) / 2, as published.
-
-    `rows` int64 [V] -> float32 [V, H]. A video's draw depends on seed, epoch and its row alone, so the result is
-    the same however the rows are spread over workers.
-    """
-    was_training = model.training
-    model.eval()
-    features = [np.zeros((0, model.config.width), np.float32)]
-    for first in range(0, len(rows), videos_at_once):
-        chosen = rows[first : first + videos_at_once]
-        drawn = [
-            sampler.batch(chosen[i : i + 1], _draw_for_retrieval(seed, epoch, row)) for i, row in enumerate(chosen)
-        ]
-        tokens, video_lengths, ids, word_lengths = (
-            torch.from_numpy(np.concatenate([getattr(batch, name) for batch in drawn]))
-            for name in ("video_tokens", "video_lengths", "word_ids", "word_lengths")
-        )
-        clips = (model.embed_video(tokens, video_lengths) + model.embed_text(ids, word_lengths)) / 2
-        features.append(clips.unflatten(0, (len(chosen), -1)).mean(1).float().cpu().numpy())
-    model.train(was_training)
-    return np.concatenate(features)
-
-
-def _draw_for_retrieval(seed: int, epoch: int, row: int) -> np.random.Generator:
-    return np.random.default_rng([seed, epoch, int(row), 1])
-
-
-def save_checkpoint(
-    folder: Path, model: VideoCLIP, optimizer: torch.optim.Optimizer, state: TrainingState, run: dict[str, Any]
-) -> None:
-    """Write weights, optimiser and state into `folder`; `state.json` comes last and says that the rest is complete.
-
-    `run` describes what is being trained (seed, data, configuration); a resume with another one is refused.
-    """
-    folder = Path(folder)
-    model.save_weights(folder)
-    with atomic_path(folder / "optimizer.pt") as temporary:
-        torch.save(optimizer.state_dict(), temporary)
-    write_json(folder / "state.json", {**asdict(state), "run": run})  # last: it marks the checkpoint as finished
-
-
-def load_checkpoint(
-    folder: Path, model: VideoCLIP, optimizer: torch.optim.Optimizer, run: dict[str, Any]
-) -> TrainingState:
-    """Continue from `save_checkpoint`. The random draws need no state: they follow from seed, epoch and step.
-
-    Raises InputError if the checkpoint belongs to another run.
-    """
-    values = read_json(Path(folder) / "state.json")
-    stored, asked = json.loads(json.dumps(values["run"])), json.loads(json.dumps(run))
-    if stored != asked:
-        differing = sorted(key for key in {*stored, *asked} if stored.get(key) != asked.get(key))
-        raise InputError(
-            f"{folder}: the run here was started with other {', '.join(differing)}; "
-            "give the same options to continue it, or another --output to start anew"
-        )
-    restored = VideoCLIP.from_pretrained(folder)
-    model.load_state_dict(restored.state_dict())
-    optimizer.load_state_dict(torch.load(Path(folder) / "optimizer.pt", map_location="cpu", weights_only=True))
-    return TrainingState(values["epoch"], values["step"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,22 @@ class Captions:
 NO_CAPTIONS = Captions(np.zeros(0, np.float32), np.zeros(0, np.float32), [])
 
 
+def captions_of_video(
+    raw: object, seconds: int, video_id: str, seed: int = 0, keep_rolling_repeats: bool = False
+) -> tuple[Captions, Counter[str]]:
+    """What is said over a video's `seconds` tokens, freed of rolling repeats: what a shard holds, however it is made.
+
+    No caption starts after the last token or ends behind it. The counter says how many lines were left out, by reason.
+    `seed` and `video_id` decide on which side a partial repeat stays, so that every road to a shard does the same.
+    Raises ValueError if `raw` is not of the form that `read_captions` takes.
+    """
+    captions, rejected = read_captions(raw, float(seconds))
+    if not keep_rolling_repeats:
+        generator = np.random.default_rng([seed, zlib.crc32(video_id.encode())])
+        captions = remove_rolling_repeats(captions, generator)
+    return captions, rejected
+
+
 def read_captions(raw: Any, duration: float = math.inf) -> tuple[Captions, Counter[str]]:
     """Turn one video's `{"start": […], "end": […], "text": […]}` into captions within [0, duration) seconds.
 
@@ -39,22 +56,30 @@ def read_captions(raw: Any, duration: float = math.inf) -> tuple[Captions, Count
     rejected: Counter[str] = Counter()
     kept = []
     for start, end, text in zip(raw["start"], raw["end"], raw["text"]):
-        reason = _why_unusable(start, end, text, duration)
+        times = _as_seconds(start), _as_seconds(end)
+        reason = _why_unusable(*times, text, duration)
         if reason:
             rejected[reason] += 1
         else:
-            kept.append((float(start), min(float(end), duration), " ".join(text.split())))
+            kept.append((times[0], min(times[1], duration), " ".join(text.split())))
     kept.sort(key=lambda line: line[:2])
     start, end = (np.array([line[i] for line in kept], np.float32) for i in (0, 1))
     return Captions(start, end, [line[2] for line in kept]), rejected
 
 
-def _why_unusable(start: Any, end: Any, text: Any, duration: float) -> str:
+def _as_seconds(time: Any) -> float:
+    """The value as a shard will hold it, rounded to float32, so that what is checked is what is stored; else NaN."""
+    if not isinstance(time, (int, float)) or not abs(time) < float(np.finfo(np.float32).max):
+        return math.nan
+    return float(np.float32(time))
+
+
+def _why_unusable(start: float, end: float, text: Any, duration: float) -> str:
     if not isinstance(text, str):
         return "text is not a string"
     if not text.strip():
         return "text is empty"
-    if not all(isinstance(time, (int, float)) and math.isfinite(time) for time in (start, end)):
+    if not (math.isfinite(start) and math.isfinite(end)):
         return "start or end is not a number"
     if end <= start:
         return "end is not after start"

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from videoclip.data.shards import Shards
 from videoclip.data.words import CaptionWords, WordTokenizer
 from videoclip.errors import InputError
+from videoclip.packed import Packed
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,22 @@ class ClipPairs:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """P pairs, concatenated without padding.
+    """P pairs of clips.
 
-    `video_tokens` float16 [sum of video_lengths, D]; `word_ids` int32 [sum of word_lengths], each text
-    `[CLS] … [SEP]`; `video_lengths`, `word_lengths`, and `video` (a pair's row in the shards) int64 [P].
+    `video_tokens`: rows float16 [N, D]; `word_ids`: rows int32 [M], each text `[CLS] … [SEP]`; both P sequences.
+    `video`: int64 [P], a pair's row in the shards. In training also `labels`, int64 [P, 3], which say whose negative
+    a pair is (`videoclip.retrieval.false_negatives`), and `rows_per_rank`, the pairs of every worker in this step.
     """
 
-    video_tokens: np.ndarray
-    video_lengths: np.ndarray
-    word_ids: np.ndarray
-    word_lengths: np.ndarray
-    video: np.ndarray
+    video_tokens: Packed
+    word_ids: Packed
+    video: Tensor
+    labels: Tensor | None = None
+    rows_per_rank: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.video)
 
 
 def sample_pairs(
@@ -85,7 +93,8 @@ def sample_pairs(
     """Draw `clips_per_video` pairs from each of V videos.
 
     `starts`, `ends` (float [C], seconds) and `words` (int [C], words a caption) describe all captions of the videos,
-    one video after the other; `captions` and `seconds` (int [V]) count those of each video, both at least 1.
+    one video after the other; `captions` and `seconds` (int [V]) count those of each video, both at least 1. Every
+    video has a word: see `ClipSampler.usable_rows`.
     """
     video = np.repeat(np.arange(len(captions)), config.clips_per_video)
     first = (np.cumsum(captions) - captions)[video]
@@ -98,7 +107,9 @@ def sample_pairs(
         forward = generator.random(len(video)) < 0.5
         forward = np.where(j == last, False, np.where(i == first, True, forward))
         candidate = np.clip(np.where(forward, j + 1, i - 1), first, last)
-        growing &= ~((i == first) & (j == last)) & (total + words[candidate] <= budget)
+        # A caption without a word takes any neighbour, which is then cut to the budget: no text is empty.
+        fits = (total == 0) | (total + words[candidate] <= budget)
+        growing &= ~((i == first) & (j == last)) & fits
         total = total + np.where(growing, words[candidate], 0)
         i, j = np.where(growing & ~forward, candidate, i), np.where(growing & forward, candidate, j)
     begin, finish = starts[i].astype(np.float64), _latest_end(ends, i, j)
@@ -170,16 +181,9 @@ class ClipSampler:
             begin = int(word_offsets[v][i])
             texts.append(self._words.parts[places[v][0]][0][begin : begin + count])
         return ClipBatch(
-            np.concatenate(tokens), pairs.b - pairs.a, *self._with_special_words(texts, pairs.words), rows[pairs.video]
+            Packed(torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(pairs.b - pairs.a)),
+            Packed(torch.from_numpy(np.concatenate(texts)), torch.from_numpy(pairs.words)).wrapped(
+                torch.tensor([self.cls_id], dtype=torch.int32), torch.tensor([self.sep_id], dtype=torch.int32)
+            ),
+            torch.from_numpy(rows[pairs.video]),
         )
-
-    def _with_special_words(self, texts: list[np.ndarray], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Concatenate texts as `[CLS] … [SEP]`: ids int32 and lengths int64."""
-        lengths = counts + 2
-        ends = np.cumsum(lengths)
-        ids = np.empty(ends[-1], np.int32)
-        special = np.zeros(len(ids), bool)
-        special[ends - lengths] = special[ends - 1] = True
-        ids[ends - lengths], ids[ends - 1] = self.cls_id, self.sep_id
-        ids[~special] = np.concatenate(texts)
-        return ids, lengths

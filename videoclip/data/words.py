@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
 from videoclip.files import write_array, write_text
+from videoclip.packed import Packed
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -73,14 +75,11 @@ class WordTokenizer:
         """Ids of each text, without the special words."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-    def clip_ids(self, texts: Sequence[str], max_words: int) -> tuple[np.ndarray, np.ndarray]:
-        """`[CLS] … [SEP]` ids of each text, at most `max_words` between them, concatenated.
-
-        Returns ids int32 [M] and lengths int64 [N] (special words counted).
-        """
+    def clip_ids(self, texts: Sequence[str], max_words: int) -> Packed:
+        """`[CLS] … [SEP]` ids of each text, at most `max_words` between them: rows int32."""
         rows = [[self.cls_id, *ids[:max_words], self.sep_id] for ids in self.word_ids(texts)]
-        lengths = np.array([len(row) for row in rows], np.int64)
-        return np.array([word for row in rows for word in row], np.int32), lengths
+        ids = torch.tensor([word for row in rows for word in row], dtype=torch.int32)
+        return Packed(ids, torch.tensor([len(row) for row in rows], dtype=torch.int64))
 
 
 def train_wordpiece(texts: Iterable[str], vocabulary: int = 2000) -> WordTokenizer:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
 from videoclip.files import atomic_path
+from videoclip.packed import Packed
 
 
 class FrozenTextEncoder(nn.Module):
@@ -54,19 +55,18 @@ class FrozenTextEncoder(nn.Module):
         return self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
 
     @torch.no_grad()
-    def encode_packed(self, word_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Concatenated word ids [sum of lengths] -> hidden states [sum of lengths, dimension].
+    def encode_packed(self, word_ids: Packed) -> Packed:
+        """Word ids, rows int64 [N] -> hidden states, rows float32 [N, dimension].
 
         Texts of equal length go through the network together, so that nothing is padded.
         """
-        hidden = torch.empty(len(word_ids), self.dimension, device=word_ids.device)
-        starts = torch.cumsum(lengths, 0) - lengths
-        for length in lengths.unique().tolist():
-            rows = starts[lengths == length][:, None] + torch.arange(length)
-            rows = rows.to(word_ids.device)
-            ids = word_ids[rows]
+        hidden = torch.empty(len(word_ids.rows), self.dimension, device=word_ids.rows.device)
+        for length in word_ids.lengths.unique().tolist():
+            rows = word_ids.starts[word_ids.lengths == length][:, None] + torch.arange(length)
+            rows = rows.to(word_ids.rows.device)
+            ids = word_ids.rows[rows]  # (texts, length)
             hidden[rows] = self(ids, torch.ones_like(ids))
-        return hidden
+        return word_ids.with_rows(hidden)
 
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over every weight and the tokenizer."""

@@ -7,21 +7,23 @@ import json
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videoclip.checkpoints import save_tensors
 from videoclip.data.video import FrameFormat, clips_of_seconds, decode_seconds
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, read_json, write_json
+from videoclip.files import write_json
 
 CLIPS_AT_ONCE_ON_GPU = 16
+T = TypeVar("T")
 
 
 class VideoEncoder(nn.Module):
@@ -54,7 +56,7 @@ class VideoEncoder(nn.Module):
         on_cpu = next(self.parameters()).device.type == "cpu"
         seconds = decode_seconds(path, replace(self.frame_format, scaled=on_cpu), start, end)
         size = self.clips_at_once if on_cpu else CLIPS_AT_ONCE_ON_GPU
-        clips = ahead(clips_of_seconds(seconds, self.frame_offsets), 2 * size)
+        clips = prefetched(clips_of_seconds(seconds, self.frame_offsets), 2 * size)
         batches = [self.encode_clips(batch, scaled=on_cpu) for batch in _batches(clips, size)]
         tokens = np.concatenate(batches).astype(np.float16)
         if not np.isfinite(tokens).all():
@@ -93,13 +95,9 @@ class VideoEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `video_encoder.json` and `video_encoder.safetensors` into `folder`."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with atomic_path(folder / "video_encoder.safetensors") as temporary:
-            save_file(tensors, temporary)
+        save_tensors(folder / "video_encoder.safetensors", self)
         write_json(
             folder / "video_encoder.json",
             {"encoder": type(self).__name__, "options": self.options, "fingerprint": self.fingerprint()},
@@ -117,19 +115,25 @@ def scale_and_crop(frames: Tensor, size: int) -> Tensor:
     return frames[:, :, top : top + size, left : left + size]
 
 
-def ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
+@dataclass(frozen=True)
+class _End:
+    """Comes after the last item; with what was raised, if something was."""
+
+    error: BaseException | None = None
+
+
+def prefetched(items: Iterable[T], count: int) -> Iterator[T]:
     """Yield `items` while a thread draws up to `count` more: decoding goes on while the network computes.
 
     What the thread raises is raised here. FFmpeg works without the interpreter's lock, so the two really overlap.
     """
-    waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(count)
+    waiting: queue.Queue[T | _End] = queue.Queue(count)
     stopped = threading.Event()
-    end = object()
 
-    def put(item: Any, error: BaseException | None = None) -> bool:
+    def put(item: T | _End) -> bool:
         while not stopped.is_set():
             try:
-                waiting.put((item, error), timeout=0.1)
+                waiting.put(item, timeout=0.1)
                 return True
             except queue.Full:
                 continue
@@ -141,49 +145,24 @@ def ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
                 if not put(item):
                     return
         except BaseException as error:
-            put(None, error)
+            put(_End(error))
         else:
-            put(end)
+            put(_End())
 
     thread = threading.Thread(target=draw, daemon=True)
     thread.start()
     try:
         while True:
-            item, error = waiting.get()
-            if error is not None:
-                raise error
-            if item is end:
+            item = waiting.get()
+            if not isinstance(item, _End):
+                yield item
+            elif item.error is not None:
+                raise item.error
+            else:
                 return
-            yield item
     finally:
         stopped.set()
         thread.join()
-
-
-def load_video_encoder(folder: Path) -> VideoEncoder:
-    """Read an encoder that `VideoEncoder.save` wrote, frozen and in evaluation mode.
-
-    Raises InputError if the folder holds none, or if its weights are not those it was saved with.
-    """
-    from safetensors.torch import load_file
-
-    from videoclip.encoders.image import ImageEncoder
-    from videoclip.encoders.s3d import S3D
-    from videoclip.encoders.x3d import X3D
-
-    folder = Path(folder)
-    description = read_json(folder / "video_encoder.json")
-    classes: dict[str, Any] = {"ImageEncoder": ImageEncoder, "S3D": S3D, "X3D": X3D}
-    if description.get("encoder") not in classes:
-        raise InputError(f"{folder / 'video_encoder.json'}: unknown encoder {description.get('encoder')!r}")
-    encoder = classes[description["encoder"]](**description["options"])
-    try:
-        encoder.load_state_dict(load_file(folder / "video_encoder.safetensors"))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder / 'video_encoder.safetensors'}: does not fit {encoder.name} ({error})") from None
-    if encoder.fingerprint() != description.get("fingerprint"):
-        raise InputError(f"{folder / 'video_encoder.safetensors'}: not the weights that were saved here; extract again")
-    return encoder
 
 
 def _batches(clips: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

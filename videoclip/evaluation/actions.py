@@ -5,19 +5,27 @@ Every second's output of the video transformer is compared with the embeddings o
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
 import numpy as np
+from tqdm import tqdm
 
-from videoclip.data.coin import OUTSIDE
+from videoclip.data.coin import OUTSIDE, ActionSegments
+from videoclip.data.crosstask import TaskVideo
+from videoclip.data.shards import Shards
+from videoclip.data.templates import PLAIN
+from videoclip.embedding import TwoTowers, embed_seconds, embed_texts
 from videoclip.errors import InputError
-from videoclip.evaluation.localization import LocalizationConfig, second_features
-from videoclip.model import VideoCLIP
+from videoclip.evaluation.inputs import known_videos
 
-OUTSIDE_RULES = ("labels", "threshold", "never")
+OutsideRule = Literal["labels", "threshold", "never"]
 
 
-def label_scores(model: VideoCLIP, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def label_scores(model: TwoTowers, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """float32 [T, K]: similarity of every second of tokens [T, D] with the label embeddings [K, H]."""
-    return second_features(model, tokens, LocalizationConfig()) @ labels.T
+    return embed_seconds(model, tokens) @ labels.T
 
 
 def segment_actions(scores: np.ndarray, outside: float | None) -> np.ndarray:
@@ -31,20 +39,17 @@ def segment_actions(scores: np.ndarray, outside: float | None) -> np.ndarray:
     return best
 
 
-def outside_level(scores: np.ndarray, labels: np.ndarray, rule: str, deviations: float = 0.5) -> float | None:
+def outside_level(scores: np.ndarray, labels: np.ndarray, rule: OutsideRule, deviations: float = 0.5) -> float | None:
     """Below which score no action is seen, for `segment_actions`.
 
     `labels`: the highest similarity of two different labels, as the public release has it; made for embeddings that
     are not normalised. `threshold`: this video's own mean best score plus so many standard deviations. `never`: None.
-    Raises InputError if the rule is unknown.
     """
     if rule == "never":
         return None
     if rule == "threshold":
         best = scores.max(1)
         return float(best.mean() + deviations * best.std())
-    if rule != "labels":
-        raise InputError(f"unknown rule {rule!r} for seconds without action; choose one of {', '.join(OUTSIDE_RULES)}")
     similarity = labels @ labels.T
     np.fill_diagonal(similarity, -np.inf)
     return float(similarity.max()) if len(labels) > 1 else None
@@ -92,3 +97,81 @@ def step_recall(hits: dict[str, int], totals: dict[str, int]) -> tuple[float, di
     """
     recalls = {task: 100 * hits[task] / total for task, total in totals.items() if total}
     return float(np.mean(list(recalls.values()))), recalls
+
+
+def segment_videos(
+    model: TwoTowers,
+    shards: Shards,
+    videos: Sequence[ActionSegments],
+    names: Mapping[int, str],
+    templates: Sequence[str] = PLAIN,
+    rule: OutsideRule | Literal["auto"] = "auto",
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """COIN: label every second of the annotated videos; metrics, and the labels of each video.
+
+    `names`: number of a label -> its name. `rule` as in `outside_level`; auto is the one that suits the model.
+    Raises InputError if no annotated video is in the shards.
+    """
+    labels = embed_texts(model, list(names.values()), templates)  # (K, H)
+    if rule == "auto":
+        rule = "threshold" if model.config.normalize else "labels"
+    numbers = np.array([OUTSIDE, *names])  # of the columns of `segment_actions`
+    rows, true, predicted = [], [], []
+    known, dropped = known_videos(videos, shards)
+    for video, row in tqdm(known, desc="segmenting", unit="video"):
+        scores = label_scores(model, shards.tokens(row), labels)
+        predicted.append(numbers[segment_actions(scores, outside_level(scores, labels, rule))])
+        true.append(video.per_second(len(scores)))
+        rows.append({"video_id": video.video_id, "labels": predicted[-1].tolist()})
+    most_frequent = Counter(np.concatenate(true).tolist()).most_common(1)[0][0]
+    single = frame_accuracy([np.full(len(of_video), most_frequent) for of_video in true], true)
+    metrics = {
+        "videos": len(known),
+        "labels": len(names),
+        "outside": rule,
+        "frame_accuracy": round(frame_accuracy(predicted, true), 2),
+        "baseline_one_label": round(single, 2),
+        "dropped": dropped,
+    }
+    return metrics, rows
+
+
+def place_steps_of_videos(
+    model: TwoTowers,
+    shards: Shards,
+    tasks: Mapping[str, Sequence[str]],
+    videos: Sequence[TaskVideo],
+    templates: Sequence[str] = PLAIN,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """CrossTask: one second for each step of a video's task; metrics, and the seconds of each video.
+
+    `tasks`: task -> its steps. Raises InputError if no annotated step happens in a video of the shards.
+    """
+    labels = {task: embed_texts(model, steps, templates) for task, steps in tasks.items()}  # (K, H) each
+    temperature = model.temperature.item()
+    hits, blind_hits, totals = Counter[str](), Counter[str](), Counter[str]()
+    rows = []
+    known, dropped = known_videos(videos, shards)
+    for video, row in tqdm(known, desc="placing steps", unit="video"):
+        tokens, steps = shards.tokens(row), labels[video.task]
+        if len(tokens) < len(steps):
+            dropped += 1
+            continue
+        places = place_steps(log_softmax(label_scores(model, tokens, steps) / temperature))
+        evenly = ((np.arange(len(steps)) + 0.5) * len(tokens) / len(steps)).astype(np.int64)
+        happens = video.assignment(len(tokens), len(steps))  # bool (T, K)
+        totals[video.task] += int(happens.any(0).sum())
+        hits[video.task] += int(happens[places, np.arange(len(steps))].sum())
+        blind_hits[video.task] += int(happens[evenly, np.arange(len(steps))].sum())
+        rows.append({"task": video.task, "video_id": video.video_id, "seconds": places.tolist()})
+    if not any(totals.values()):
+        raise InputError(f"{shards.folder}: none of the annotated steps happens in a video here")
+    recall, of_tasks = step_recall(hits, totals)
+    metrics = {
+        "videos": len(rows),
+        "recall": round(recall, 2),
+        "baseline_evenly_spread": round(step_recall(blind_hits, totals)[0], 2),
+        "tasks": {task: round(value, 2) for task, value in of_tasks.items()},
+        "dropped": dropped,
+    }
+    return metrics, rows

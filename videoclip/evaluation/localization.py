@@ -16,20 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from videoclip.data.qvhighlights import CLIP_SECONDS, MomentQuery
 from videoclip.data.shards import Shards
+from videoclip.data.templates import PLAIN
+from videoclip.embedding import TwoTowers, embed_clips, embed_seconds, embed_texts
 from videoclip.errors import InputError
 from videoclip.evaluation.moments import MAX_WINDOWS, MomentPrediction, overlap
-from videoclip.evaluation.prompts import PLAIN, embed_texts
-from videoclip.model import VideoCLIP
-from videoclip.retrieval.index import unit
 
-METHODS = ("threshold", "sliding")
 FIRST_LOOK = 20_000  # windows that suppression sorts before it looks at all of them
 
 
@@ -37,8 +35,7 @@ FIRST_LOOK = 20_000  # windows that suppression sorts before it looks at all of 
 class LocalizationConfig:
     """How moments are found. Times in seconds."""
 
-    method: str = "threshold"
-    """threshold or sliding."""
+    method: Literal["threshold", "sliding"] = "threshold"
     threshold: float = 0.6
     """How far from the mean (0) to the highest value (1) of a video's similarity curve."""
     context_stride: int = 8
@@ -54,12 +51,10 @@ class LocalizationConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
             raise InputError(f"the threshold must lie in [0, 1), not {self.threshold}")
-        if self.method not in METHODS:
-            raise InputError(f"unknown localisation method {self.method!r}; choose one of {', '.join(METHODS)}")
 
 
 def localize(
-    model: VideoCLIP,
+    model: TwoTowers,
     shards: Shards,
     queries: list[MomentQuery],
     config: LocalizationConfig = LocalizationConfig(),
@@ -86,17 +81,17 @@ def localize(
 
 
 def find_moments(
-    model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray, config: LocalizationConfig = LocalizationConfig()
+    model: TwoTowers, tokens: np.ndarray, texts: np.ndarray, config: LocalizationConfig = LocalizationConfig()
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Moments of one video, tokens [T, D], for each of several queries, embeddings float32 [Q, H].
 
     Returns for each query windows float64 [W, 3] (start, end, score; at most ten, best first) and its similarity
     curve float32 [T], one value a second.
     """
-    curves = texts @ second_features(model, tokens, config).T
+    curves = texts @ embed_seconds(model, tokens, config.context_stride).T
     if config.method == "sliding":
         windows = sliding_windows(len(tokens), config)
-        scores = texts @ embed_windows(model, tokens, windows).T
+        scores = texts @ embed_clips(model, tokens, windows).T
     else:
         windows = candidate_windows(len(tokens), config)
         scores = excess_over_threshold(curves, windows, config.threshold)
@@ -105,26 +100,6 @@ def find_moments(
         kept = suppress_overlaps(windows, score, config.suppress)
         answers.append((np.column_stack([windows[kept], score[kept]]).astype(np.float64), curve))
     return answers
-
-
-@torch.inference_mode()
-def second_features(model: VideoCLIP, tokens: np.ndarray, config: LocalizationConfig, batch: int = 32) -> np.ndarray:
-    """One vector a second, float32 [T, H]: the video transformer's outputs over overlapping contexts, averaged.
-
-    Of unit length where the model's embeddings are.
-    """
-    context = min(model.config.max_seconds, len(tokens))
-    starts = np.unique(np.append(np.arange(0, len(tokens) - context + 1, config.context_stride), len(tokens) - context))
-    total = np.zeros((len(tokens), model.config.width), np.float32)
-    times = np.bincount((starts[:, None] + np.arange(context)).ravel(), minlength=len(tokens))
-    for first in range(0, len(starts), batch):
-        rows = starts[first : first + batch, None] + np.arange(context)
-        chosen = torch.from_numpy(tokens[rows.ravel()])
-        hidden = model.video_hidden(chosen, torch.full((len(rows),), context)).float().cpu().numpy()
-        np.add.at(total, rows.ravel(), hidden)
-    if not model.config.normalize:
-        return total / times[:, None].astype(np.float32)
-    return unit(total)
 
 
 def excess_over_threshold(curves: np.ndarray, windows: np.ndarray, threshold: float) -> np.ndarray:
@@ -161,20 +136,6 @@ def sliding_windows(seconds: int, config: LocalizationConfig) -> np.ndarray:
 def _all_starts(seconds: int, lengths: list[int], stride: int) -> np.ndarray:
     starts = [np.arange(0, seconds - length + 1, stride) for length in lengths]
     return np.concatenate([np.stack([s, s + length], 1) for s, length in zip(starts, lengths)])
-
-
-@torch.inference_mode()
-def embed_windows(model: VideoCLIP, tokens: np.ndarray, windows: np.ndarray, batch: int = 512) -> np.ndarray:
-    """Embed every window [W, 2] of tokens [T, D] as a clip of its own: float32 [W, H]."""
-    windows = np.column_stack([windows[:, 0], np.minimum(windows[:, 1], windows[:, 0] + model.config.max_seconds)])
-    features = []
-    starts = range(0, len(windows), batch)
-    for first in tqdm(starts, desc="clips", unit="block", disable=len(starts) < 3):
-        chosen = windows[first : first + batch]
-        rows = np.concatenate([tokens[start:end] for start, end in chosen])
-        lengths = torch.from_numpy(chosen[:, 1] - chosen[:, 0])
-        features.append(model.embed_video(torch.from_numpy(rows), lengths).float().cpu().numpy())
-    return np.concatenate(features)
 
 
 def suppress_overlaps(windows: np.ndarray, scores: np.ndarray, most: float, keep: int = MAX_WINDOWS) -> np.ndarray:

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.shards import Shards
+from videoclip.data.templates import PLAIN
+from videoclip.embedding import TwoTowers, embed_clips, embed_texts
 from videoclip.errors import InputError
 
 BLOCK = 1024  # rows scored at once: against a gallery of 50,000 that is 200 MB, not 10 GB
 
 
 def ranks_of_positives(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None = None) -> np.ndarray:
-    """int64 [Q]: place, from 1, of row `positives[q]` of `gallery` [N, H] for each row of `queries` [Q, H].
+    """float64 [Q]: place, from 1, of row `positives[q]` of `gallery` [N, H] for each row of `queries` [Q, H].
 
-    By inner product; `positives` int64 [Q] is the row's own number if left out. The place is the number of strictly
-    better rows plus one. The full Q x N matrix is never held.
+    By inner product; `positives` int64 [Q] is the row's own number if left out. Rows with equal scores share the mean
+    of their places, which may be x.5: a model that maps everything to one point does no better than chance.
+    The full Q x N matrix is never held.
     Raises InputError if the shapes do not fit or values are not finite.
     """
     positives = _check(queries, gallery, positives)
-    ranks = np.empty(len(queries), np.int64)
+    ranks = np.empty(len(queries), np.float64)
+    rounding = _rounding(queries, gallery)
     for first in range(0, len(queries), BLOCK):
-        scores = queries[first : first + BLOCK] @ gallery.T
-        own = scores[np.arange(len(scores)), positives[first : first + BLOCK]]
-        ranks[first : first + BLOCK] = (scores > own[:, None]).sum(1) + 1
+        scores = queries[first : first + BLOCK] @ gallery.T  # [block, N]
+        own = scores[np.arange(len(scores)), positives[first : first + BLOCK]][:, None]
+        within = rounding[first : first + BLOCK, None]
+        better = (scores > own + within).sum(1)
+        equal = (scores >= own - within).sum(1) - better  # the own row among them
+        ranks[first : first + BLOCK] = better + (equal + 1) / 2
     return ranks
 
 
 def ranks_of_best_query(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None = None) -> np.ndarray:
-    """The other direction, int64 [N]: place, among all queries, of the best of those that belong to a gallery row.
+    """The other direction, float64 [N]: place, among all queries, of the best of those that belong to a gallery row.
 
-    Arguments as for `ranks_of_positives`; every row of the gallery needs a query.
+    Arguments as for `ranks_of_positives`; every row of the gallery needs a query. Where queries of other rows score the
+    same as the best own ones, the place is the mean over all orders that these could come in.
     """
     positives = _check(queries, gallery, positives)
     order = np.argsort(positives, kind="stable")
@@ -40,13 +50,30 @@ def ranks_of_best_query(queries: np.ndarray, gallery: np.ndarray, positives: np.
     bounds = np.searchsorted(owners, np.arange(len(gallery) + 1))
     if (np.diff(bounds) == 0).any():
         raise InputError(f"clip {int(np.flatnonzero(np.diff(bounds) == 0)[0])} of the gallery has no query")
-    ranks = np.empty(len(gallery), np.int64)
+    ranks = np.empty(len(gallery), np.float64)
+    rounding = _rounding(gallery, queries)
     for first in range(0, len(gallery), BLOCK):
-        scores = gallery[first : first + BLOCK] @ queries.T
+        scores = gallery[first : first + BLOCK] @ queries.T  # [block, Q]
         for row, values in enumerate(scores, first):
-            best = values[bounds[row] : bounds[row + 1]].max()
-            ranks[row] = (values > best).sum() + 1
+            own = values[bounds[row] : bounds[row + 1]]
+            best, within = own.max(), rounding[row]
+            better = int((values > best + within).sum())
+            own_equal = int((own >= best - within).sum())
+            others = int((values >= best - within).sum()) - better - own_equal
+            # The first of m own among t others stands, on average, behind t / (m + 1) of them.
+            ranks[row] = better + 1 + others / (own_equal + 1)
     return ranks
+
+
+def _rounding(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """float [rows, ]: by how much inner products with `others` may differ for no other reason than their rounding.
+
+    Matrix products add in an order that depends on the place in the matrix, so that equal vectors do not give equal
+    scores to the last bit.
+    """
+    precision = np.finfo(np.result_type(rows, others, np.float32)).eps
+    longest = np.linalg.norm(others, axis=1).max()
+    return 4 * precision * longest * np.linalg.norm(rows, axis=1)
 
 
 def _check(queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray | None) -> np.ndarray:
@@ -72,17 +99,58 @@ def best_matches(queries: np.ndarray, gallery: np.ndarray, count: int) -> np.nda
     return found
 
 
-def retrieval_metrics(ranks: np.ndarray, gallery: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Retrieved:
+    """Ranks of every text among clips float64 [Q], of every clip among texts float64 [C], and what was found.
+
+    `found`: for each text the rows of the first clips, best first; `size`: the clips of its gallery, int64 [Q];
+    `clip_size`: of every clip's own gallery, int64 [C].
+    """
+
+    ranks: np.ndarray
+    clip_ranks: np.ndarray
+    found: list[np.ndarray]
+    size: np.ndarray
+    clip_size: np.ndarray
+
+
+def retrieve(
+    texts: np.ndarray, videos: np.ndarray, positives: np.ndarray, galleries: Sequence[str] | None = None, count: int = 3
+) -> Retrieved:
+    """Rank texts [Q, H] and clips [C, H] for each other; text q belongs to clip `positives[q]`.
+
+    `galleries` names the gallery of each clip, for instance its topic: only clips and texts of the same one meet.
+    Without it all do. Raises InputError as `ranks_of_positives`.
+    """
+    names = np.zeros(len(videos), np.int64) if galleries is None else np.unique(list(galleries), return_inverse=True)[1]
+    ranks, clip_ranks = np.empty(len(texts)), np.empty(len(videos))
+    found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(texts)
+    sizes = np.bincount(names)[names]
+    place = np.empty(len(videos), np.int64)  # of a clip in its gallery
+    for name in np.unique(names):
+        clips, asked = np.flatnonzero(names == name), np.flatnonzero(names[positives] == name)
+        place[clips] = np.arange(len(clips))
+        own = place[positives[asked]]
+        ranks[asked] = ranks_of_positives(texts[asked], videos[clips], own)
+        clip_ranks[clips] = ranks_of_best_query(texts[asked], videos[clips], own)
+        for query, best in zip(asked.tolist(), best_matches(texts[asked], videos[clips], count)):
+            found[query] = clips[best]
+    return Retrieved(ranks, clip_ranks, found, sizes[positives], sizes)
+
+
+def retrieval_metrics(ranks: np.ndarray, gallery: int | np.ndarray) -> dict[str, float]:
     """R@1, R@5, R@10 in percent, median and mean rank, and what R@1 a random order would give.
 
-    `gallery` is the number of clips, which is also the chance of video to text: a clip has Q / N of Q queries.
+    `ranks` count from 1 and may be x.5 where scores are equal: within the first k is a rank of at most k.
+    `gallery` is the number of clips, one for all or int64 [Q]. It is also the chance of video to text: a clip has Q / N
+    of Q queries.
     """
     metrics: dict[str, float] = {"queries": len(ranks)}
     for k in (1, 5, 10):
         metrics[f"R@{k}"] = round(100 * float((ranks <= k).mean()), 2)
     metrics["MedR"] = float(np.median(ranks))
     metrics["MeanR"] = round(float(ranks.mean()), 2)
-    metrics["chance_R@1"] = round(100 / gallery, 2)
+    metrics["chance_R@1"] = round(100 * float(np.mean(1 / np.asarray(gallery))), 2)
     return metrics
 
 
@@ -124,3 +192,52 @@ def gather_clips(shards: Shards, clips: list[AnnotatedClip], max_seconds: int) -
         raise InputError(f"none of the {len(clips)} annotated clips belongs to a video in {shards.folder}")
     lengths = np.array([len(piece) for piece in tokens], np.int64)
     return ClipTokens(np.concatenate(tokens), lengths, kept, len(clips) - len(kept))
+
+
+def retrieve_clips(
+    model: TwoTowers,
+    shards: Shards,
+    annotated: list[AnnotatedClip],
+    templates: Sequence[str] = PLAIN,
+    topics: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Embed clips and sentences and rank each for the other: metrics, and what was found for every sentence.
+
+    With `topics`, video id -> topic, texts and clips of one topic are ranked among themselves.
+    Raises InputError if no annotated clip is in the shards, or a video has no topic.
+    """
+    gathered = gather_clips(shards, annotated, model.config.max_seconds)
+    clips = gathered.clips
+    galleries = None if topics is None else _galleries(clips, topics)
+    videos = embed_clips(model, gathered.tokens, windows_of_lengths(gathered.lengths))  # (C, H)
+    positives = np.repeat(np.arange(len(clips)), [len(clip.sentences) for clip in clips])
+    sentences = [sentence for clip in clips for sentence in clip.sentences]
+    result = retrieve(embed_texts(model, sentences, templates), videos, positives, galleries)
+    metrics = {
+        **retrieval_metrics(result.ranks, result.size),
+        "clips": len(clips),
+        "dropped": gathered.dropped,
+        "video_to_text": retrieval_metrics(result.clip_ranks, result.clip_size),
+    }
+    if galleries is not None:
+        metrics["galleries"] = len(set(galleries))
+    rows = [
+        {**_as_row(clips[own], sentence), "rank": float(rank), "found": [_as_row(clips[i]) for i in best]}
+        for own, sentence, rank, best in zip(positives, sentences, result.ranks, result.found)
+    ]
+    return metrics, rows
+
+
+def _galleries(clips: list[AnnotatedClip], topics: Mapping[str, str]) -> list[str]:
+    """The topic of every clip's video; one without is refused, for the others' ranks would be of other galleries."""
+    missing = sorted({clip.video_id for clip in clips} - topics.keys())
+    if missing:
+        raise InputError(
+            f"there is no topic for {len(missing)} of the evaluated videos, for instance {missing[0]!r}; add them"
+        )
+    return [topics[clip.video_id] for clip in clips]
+
+
+def _as_row(clip: AnnotatedClip, sentence: str | None = None) -> dict[str, Any]:
+    said = clip.sentences[0] if sentence is None else sentence
+    return {"video_id": clip.video_id, "start": clip.start, "end": clip.end, "sentence": said}

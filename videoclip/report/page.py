@@ -177,7 +177,7 @@ def retrieval_example(row: dict[str, Any], videos: dict[str, Path]) -> Example:
                 (image, f"{label} {clip['video_id']}, {time}")
                 for image, time in frames_between(path, middle, middle + 1, 1)
             ]
-    return Example(row["sentence"], f"rank {row['rank']}", "", frames)
+    return Example(row["sentence"], f"rank {row['rank']:g}", "", frames)
 
 
 def videos_by_id(folder: Path | None) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from videoclip.errors import InputError
-from videoclip.retrieval.index import BLOCK, SimilarityIndex, finite_rows, unit, unit_rows
+from videoclip.retrieval.index import BLOCK, SimilarityIndex, finite_rows, load_faiss, unit, unit_rows
 
 MODES = ("cover", "random", "paper")
 CELL = 512  # videos that are grouped together, looking at all pairs; cells hold up to twice as many
@@ -61,7 +61,10 @@ def cluster_videos(
 
 
 def check_options(videos_per_batch: int, mode: str, hardness: float) -> None:
-    """Raises InputError if `cluster_videos` cannot have these options; for callers that embed videos first."""
+    """For callers that embed videos first: raises InputError if `cluster_videos` cannot have these options.
+
+    Also if `paper` has no Faiss to find neighbours with.
+    """
     if mode not in MODES:
         raise InputError(f"unknown clustering mode {mode!r}; choose one of {', '.join(MODES)}")
     if videos_per_batch < 1:
@@ -70,6 +73,8 @@ def check_options(videos_per_batch: int, mode: str, hardness: float) -> None:
         raise InputError(f"hardness must lie between 0 (random) and 1 (as similar as possible), not {hardness}")
     if hardness != 1 and mode != "cover":
         raise InputError(f"hardness steers the mode cover; {mode!r} has none")
+    if mode == "paper":
+        load_faiss()  # which `cover` needs for more videos than a cell holds only
 
 
 def _cover(embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -112,7 +117,7 @@ def _nearest_centres(
     embeddings: np.ndarray, rows: np.ndarray, count: int, generator: np.random.Generator
 ) -> list[np.ndarray]:
     """Split `rows` by the nearest of `count` k-means centres, by cosine; empty parts are left out."""
-    import faiss
+    faiss = load_faiss()
 
     sample = np.sort(rows[: ROWS_PER_CENTRE * count])  # `rows` are in random order
     kmeans = faiss.Kmeans(
@@ -241,8 +246,16 @@ def _anchors_and_neighbours(
     anchors = generator.permutation(len(embeddings))[: -(-len(embeddings) // videos_per_batch)]
     wanted = min(2 * videos_per_batch, len(embeddings))
     index = SimilarityIndex.build(embeddings, faiss_index)
-    _, neighbours = index.search(unit_rows(embeddings, anchors), wanted)
+    queries = unit_rows(embeddings, anchors)
+    _, neighbours = index.search(queries, wanted)
     chosen = min(videos_per_batch, wanted)
+    # The lists are probed for a mean recall: a video in a thin region may find fewer than a batch in those near it.
+    short = np.flatnonzero((neighbours >= 0).sum(1) < chosen)
+    if len(short):
+        neighbours[short] = index.search_all(queries[short], wanted)[1]
+    fewest = int((neighbours >= 0).sum(1).min())
+    if fewest < chosen:
+        raise InputError(f"{index.description}: finds only {fewest} of {chosen} neighbours; choose another Faiss index")
     return [generator.choice(row[row >= 0], chosen, replace=False).astype(np.int64) for row in neighbours]
 
 

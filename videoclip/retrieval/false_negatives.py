@@ -42,43 +42,61 @@ def near_duplicates(embeddings: np.ndarray, batches: list[np.ndarray], similarit
     """int64 [N]: a label for every row; two rows of one batch share it if they are near-duplicate videos.
 
     Near-duplicates have a cosine of at least `similarity` after the mean of all rows is taken off (embeddings of a
-    young model all point much the same way), or are linked by others that have. Only videos of one batch are
-    compared: that is where clustering puts the same video uploaded twice.
+    young model all point much the same way), or are linked by others that have, also where the links lie in several
+    batches. Only videos of one batch are compared: that is where clustering puts the same video uploaded twice.
     """
-    label = np.arange(len(embeddings))
+    pairs = [np.zeros((0, 2), np.int64)]
     mean = np.asarray(embeddings[:: -(-len(embeddings) // 65536)], np.float32).mean(0)
     for batch in batches:
         rows = unit(np.asarray(embeddings[batch], np.float32) - mean)
-        for i, j in zip(*np.nonzero(np.triu(rows @ rows.T >= similarity - 1e-6, 1))):
-            label[batch[label[batch] == label[batch[j]]]] = label[batch[i]]
+        alike = np.argwhere(np.triu(rows @ rows.T >= similarity - 1e-6, 1))
+        pairs.append(batch[alike])
+    return _linked(np.concatenate(pairs), len(embeddings))
+
+
+def _linked(pairs: np.ndarray, count: int) -> np.ndarray:
+    """int64 [count]: the smallest of all numbers that each number is linked to by `pairs`, int64 [P, 2]."""
+    label = np.arange(count)
+    one, other = pairs.T
+    while (label[one] != label[other]).any():
+        smaller = np.minimum(label[one], label[other])
+        for end in (one, other):
+            np.minimum.at(label, label[end], smaller)  # the label itself moves, and with it all that bear it
+        while (label != label[label]).any():
+            label = label[label]
     return label
 
 
-def pair_labels(batch: ClipBatch, duplicates: np.ndarray | None = None) -> Tensor:
+def pair_labels(
+    batch: ClipBatch, config: FalseNegativeConfig, duplicates: np.ndarray | None = None, rank_offset: int = 0
+) -> Tensor:
     """int64 [P, 3]: of every pair the video's row, what stands for its near-duplicates, and what stands for its text.
 
-    `duplicates` gives a label to every row of the shards; without it every video stands for itself.
+    `duplicates` gives a label to every row of the shards; without it, or where the rule is off, every video stands
+    for itself. Where texts may be repeated, each stands for itself too: the pairs of all workers are counted through,
+    this worker's from `rank_offset` on.
     """
-    ends = np.cumsum(batch.word_lengths)
-    texts = [
-        int.from_bytes(hashlib.blake2b(batch.word_ids[end - length : end].tobytes(), digest_size=8).digest(), "little")
-        for end, length in zip(ends.tolist(), batch.word_lengths.tolist())
-    ]
-    same = batch.video if duplicates is None else duplicates[batch.video]
-    return torch.from_numpy(np.stack([batch.video, same, np.array(texts, np.uint64).view(np.int64)], 1))
+    video = batch.video
+    same = video
+    if duplicates is not None and config.duplicate_similarity is not None:
+        same = torch.from_numpy(duplicates)[video]
+    if config.same_text:
+        digests = [hashlib.blake2b(ids.numpy().tobytes(), digest_size=8).digest() for ids in batch.word_ids.split()]
+        text = torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+    else:
+        text = rank_offset + torch.arange(len(batch))
+    return torch.stack([video, same, text], 1)
 
 
-def false_negatives(own: Tensor, everyone: Tensor, first: int, config: FalseNegativeConfig) -> Tensor:
+def false_negatives(own: Tensor, everyone: Tensor, rank_offset: int) -> Tensor:
     """bool [P, W * P]: which of all pairs are no negatives of each own pair.
 
-    `own` and `everyone` are `pair_labels`, int64 [P, 3] and [W * P, 3]; own pair p is row `first` + p of everyone.
-    Clips of the very same video stay negatives, as in the paper. A pair is never excluded from itself.
+    `own` and `everyone` are `pair_labels`, int64 [P, 3] and [W * P, 3]; own pair p is row `rank_offset` + p of
+    everyone. Clips of the very same video stay negatives, as in the paper. A pair is never excluded from itself.
     """
-    excluded = torch.zeros(len(own), len(everyone), dtype=torch.bool, device=own.device)
-    if config.same_text:
-        excluded |= own[:, 2:3] == everyone[:, 2]
-    if config.duplicate_similarity is not None:
-        excluded |= (own[:, 1:2] == everyone[:, 1]) & (own[:, 0:1] != everyone[:, 0])
+    video, same, text = own.unsqueeze(1).unbind(2)  # each (P, 1)
+    all_video, all_same, all_text = everyone.unbind(1)  # each (W * P,)
+    excluded = (text == all_text) | ((same == all_same) & (video != all_video))
     rows = torch.arange(len(own), device=own.device)
-    excluded[rows, first + rows] = False
+    excluded[rows, rank_offset + rows] = False
     return excluded

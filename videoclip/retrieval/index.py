@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,39 @@ EXACT_BELOW = 50_000  # rows; exact search over fewer takes milliseconds
 PLAIN_BELOW = 2**32  # bytes of float32; above, rows are kept as one byte a number
 COARSE_BELOW = 2**36  # bytes of float32; above, as one byte for every eight numbers
 SAMPLE = 16384  # rows, at least, that inverted lists are fitted to
+QUERIES = 256  # of the rows themselves, that the number of probed lists is tuned with
+FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
 RECALL, RECALL_AT = 0.95, 64  # what the number of probed lists is raised for
+
+
+@cache
+def load_faiss() -> ModuleType:
+    """The module `faiss`, which two packages own: `faiss-cpu` and `faiss-gpu`.
+
+    Raises InputError if neither is installed, or both, which overwrite each other's files.
+    """
+    owners = [name for name in FAISS_PACKAGES if _is_installed(name)]
+    if len(owners) > 1:
+        raise InputError(
+            f"{' and '.join(owners)} are both installed and overwrite each other; "
+            f"pip uninstall {' '.join(owners)}, then install 'videoclip[cpu]' or 'videoclip[gpu]'"
+        )
+    try:
+        return import_module("faiss")
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":
+            raise
+        raise InputError(
+            "Faiss is not installed; run: pip install 'videoclip[cpu]', or 'videoclip[gpu]' for an NVIDIA GPU"
+        ) from None
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @dataclass
@@ -31,14 +66,18 @@ class SimilarityIndex:
         self._searched = on_gpu(self.index)
 
     @classmethod
-    def build(cls, embeddings: np.ndarray, factory: str = "") -> SimilarityIndex:
+    def build(
+        cls, embeddings: np.ndarray, factory: str = "", queries: np.ndarray | None = None, asked_with: str = "texts"
+    ) -> SimilarityIndex:
         """Index all rows of float [N, H], which may be memory-mapped. Zero rows are similar to nothing.
 
         `factory` is a Faiss index string such as "IVF4096,Flat"; by default `choose_index` picks one. Where there are
-        inverted lists, the number probed is raised until 64 neighbours of a sample are found with recall 0.95.
+        inverted lists, the number probed is raised until 64 neighbours of a sample are found with recall 0.95. The
+        sample is `queries`, float [Q, H]: some hundreds of what will be searched for, where that is not rows of the
+        same kind. Texts lie elsewhere than pictures, and need more lists. `asked_with` names them in the description.
         Raises InputError if Faiss cannot make such an index of these rows.
         """
-        import faiss
+        faiss = load_faiss()
 
         count, width = embeddings.shape
         kind = factory or choose_index(count, width)
@@ -56,10 +95,7 @@ class SimilarityIndex:
         described = f"{kind} over {count} x {width}" + (", exact" if kind == "Flat" else "")
         inverted = faiss.try_extract_index_ivf(index)
         if inverted is not None:
-            recall = _tune_probes(index, inverted, embeddings)
-            described += (
-                f": {inverted.nprobe} of {inverted.nlist} inverted lists probed, recall@{RECALL_AT} {recall:.3f}"
-            )
+            described += f": {_tune_probes(index, inverted, embeddings, queries, asked_with)}"
         built = cls(index, described)
         where = "the CPU" if built._searched is index else "a GPU"
         logging.getLogger(__name__).info("similarity index on %s: %s", where, described)
@@ -67,20 +103,33 @@ class SimilarityIndex:
 
     def save(self, path: Path) -> None:
         """Write the index to a file."""
-        import faiss
+        faiss = load_faiss()
 
         faiss.write_index(self.index, str(path))
 
     @classmethod
     def load(cls, path: Path, description: str) -> SimilarityIndex:
         """Read what `save` wrote. Faiss trusts its files: check where one comes from before reading it."""
-        import faiss
+        faiss = load_faiss()
 
         return cls(faiss.read_index(str(path)), description)
 
     def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """float32 [Q, H] -> cosines float32 [Q, count] and rows int64 [Q, count], best first; -1 where none is left."""
         return self._searched.search(np.ascontiguousarray(queries, np.float32), count)
+
+    def search_all(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`, with all inverted lists probed, on the CPU: slow, for the few queries that need it."""
+        faiss = load_faiss()
+
+        inverted = faiss.try_extract_index_ivf(self.index)
+        if inverted is None:
+            return self.search(queries, count)
+        probed, inverted.nprobe = inverted.nprobe, inverted.nlist
+        try:
+            return self.index.search(np.ascontiguousarray(queries, np.float32), count)
+        finally:
+            inverted.nprobe = probed
 
 
 def choose_index(count: int, width: int) -> str:
@@ -96,7 +145,7 @@ def choose_index(count: int, width: int) -> str:
 
 def on_gpu(index: Any) -> Any:
     """A copy of an exact or inverted-list index on the first GPU, if Faiss is built for one; else the index itself."""
-    import faiss
+    faiss = load_faiss()
 
     known = isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ))
     if not known or not faiss.get_num_gpus():
@@ -107,24 +156,43 @@ def on_gpu(index: Any) -> Any:
     return copy
 
 
-def _tune_probes(index: Any, inverted: Any, embeddings: np.ndarray) -> float:
-    """Double the number of probed lists until RECALL on 256 evenly spaced rows is reached; return that recall.
+def _tune_probes(index: Any, inverted: Any, embeddings: np.ndarray, queries: np.ndarray | None, asked_with: str) -> str:
+    """Double the number of probed lists until RECALL is reached; returns what was probed and reached, in words.
 
-    The truth is the index's own answer with all lists probed: what shortened rows lose is not counted.
+    Tuned with `queries`, or with evenly spaced rows; the recall of those rows is told either way.
     """
-    rows = np.linspace(0, len(embeddings) - 1, 256).astype(np.int64)
-    queries = unit_rows(embeddings, rows)
-    count = min(RECALL_AT, len(embeddings))
-    inverted.nprobe = inverted.nlist
-    _, truth = index.search(queries, count)
+    rows = np.linspace(0, len(embeddings) - 1, QUERIES).astype(np.int64)
+    of_rows = unit_rows(embeddings, rows)
+    asked = of_rows if queries is None else unit(np.asarray(queries, np.float32))
+    reached = _Recall(index, inverted, asked)
     probes = 1
-    while True:
-        inverted.nprobe = probes
-        _, found = index.search(queries, count)
-        reached = float(np.mean([len(np.intersect1d(a, b)) / count for a, b in zip(truth, found)]))
-        if reached >= RECALL or probes >= inverted.nlist:
-            return reached
+    while reached.at(probes) < RECALL and probes < inverted.nlist:
         probes = min(2 * probes, inverted.nlist)
+    recalls = [] if queries is None else [f"{reached.at(probes):.3f} of {len(asked)} {asked_with}"]
+    recalls.append(f"{_Recall(index, inverted, of_rows).at(probes):.3f} of {len(of_rows)} rows")
+    inverted.nprobe = probes
+    return f"{probes} of {inverted.nlist} inverted lists probed, recall@{RECALL_AT} {', '.join(recalls)}"
+
+
+class _Recall:
+    """Recall at RECALL_AT of some queries, by the number of probed lists.
+
+    The truth is the index's own answer with all lists probed: what shortened rows lose is not counted. Any row with
+    the score of the last true one is right: among equals it is chance which are named.
+    """
+
+    def __init__(self, index: Any, inverted: Any, queries: np.ndarray) -> None:
+        self.index, self.inverted = index, inverted
+        self.queries = np.ascontiguousarray(queries)
+        self.count = min(RECALL_AT, index.ntotal)
+        inverted.nprobe = inverted.nlist
+        self.lowest = index.search(self.queries, self.count)[0][:, -1:] - 1e-6  # [Q, 1]
+
+    def at(self, probes: int) -> float:
+        """The recall with `probes` lists."""
+        self.inverted.nprobe = probes
+        scores, found = self.index.search(self.queries, self.count)
+        return float(((found >= 0) & (scores >= self.lowest)).mean())
 
 
 def unit_rows(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:

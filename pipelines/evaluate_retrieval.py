@@ -1,0 +1,82 @@
+"""Zero-shot retrieval of annotated clips by their descriptions: YouCook2, MSR-VTT, DiDeMo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipelines.evaluate import ZeroShotConfig, write_results
+from pipelines.figures import Figures
+from videoclip.data.annotated_clips import AnnotatedClip
+from videoclip.data.didemo import read_didemo
+from videoclip.data.howto100m import read_topics
+from videoclip.data.msrvtt import read_msrvtt
+from videoclip.data.youcook2 import read_youcook2
+from videoclip.evaluation.inputs import load_model_and_shards
+from videoclip.evaluation.retrieval import retrieve_clips
+
+
+@dataclass(frozen=True)
+class GalleryConfig(ZeroShotConfig):
+    """What retrieval evaluations have in common."""
+
+    gallery: Path | None = None
+    """What each video is about, a json object {video_id: topic} or HowTo100M_v1.csv: texts and clips of one topic are
+    ranked among themselves, which asks for near things to be told apart. Without it all are ranked together."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(GalleryConfig):
+    """Text-to-video retrieval over YouCook2's annotated clips: R@K and ranks, beside chance."""
+
+    annotations: Path
+    """youcookii_annotations_trainval.json, or the csv that MIL-NCE distributes."""
+    output: Path = Path("runs/evaluation/youcook2/metrics.json")
+    subset: str = "validation"
+
+
+@dataclass(frozen=True)
+class MSRVTTConfig(GalleryConfig):
+    """Text-to-video retrieval over whole MSR-VTT videos: R@K and ranks, beside chance."""
+
+    annotations: Path
+    """MSRVTT_JSFUSION_test.csv (1k-A), or the full json with twenty sentences a video."""
+    output: Path = Path("runs/evaluation/msrvtt/metrics.json")
+    split: str = "test"
+    """Of the json."""
+
+
+@dataclass(frozen=True)
+class DiDeMoConfig(GalleryConfig):
+    """Text-to-video retrieval over whole DiDeMo videos: R@K and ranks, beside chance."""
+
+    annotations: Path
+    """test_data.json, or val_data.json."""
+    output: Path = Path("runs/evaluation/didemo/metrics.json")
+    queries: Literal["paragraph", "sentence"] = "paragraph"
+    """A paragraph is all descriptions of a video joined, as the field reports it."""
+
+
+def evaluate_retrieval(config: RetrievalConfig) -> Figures:
+    """Run YouCook2 retrieval; returns the metrics that it writes.
+
+    Raises InputError if files do not fit each other or no annotated clip is in the shards.
+    """
+    return _retrieve(config, read_youcook2(config.annotations, config.subset))
+
+
+def evaluate_msrvtt(config: MSRVTTConfig) -> Figures:
+    """Run MSR-VTT retrieval; as `evaluate_retrieval`."""
+    return _retrieve(config, read_msrvtt(config.annotations, config.split))
+
+
+def evaluate_didemo(config: DiDeMoConfig) -> Figures:
+    """Run DiDeMo retrieval; as `evaluate_retrieval`."""
+    return _retrieve(config, read_didemo(config.annotations, config.queries))
+
+
+def _retrieve(config: GalleryConfig, annotated: list[AnnotatedClip]) -> Figures:
+    topics = None if config.gallery is None else read_topics(config.gallery)
+    model, shards = load_model_and_shards(config.model, config.shards)
+    return write_results(config.output, *retrieve_clips(model, shards, annotated, config.templates, topics))

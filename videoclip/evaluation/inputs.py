@@ -1,0 +1,50 @@
+"""What an evaluation looks at: a model, the shards that it is to read, and which annotated videos are among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from videoclip.data.shards import Shards, check_encoder
+from videoclip.errors import InputError
+from videoclip.recipes import from_pretrained
+from videoclip.recipes.videoclip import Recipe
+
+
+class OfVideo(Protocol):
+    """An annotation that belongs to one video."""
+
+    @property
+    def video_id(self) -> str: ...
+
+
+AnnotationT = TypeVar("AnnotationT", bound=OfVideo)
+
+
+def load_model_and_shards(model_folder: Path, shards_folder: Path) -> tuple[Recipe, Shards]:
+    """A model, on the GPU if there is one, and the shards that it is to read.
+
+    Raises InputError if the shards do not come from the encoder that the model was trained on.
+    """
+    model = from_pretrained(model_folder)
+    shards = Shards(shards_folder)
+    if model.config.video_encoder:
+        check_encoder(
+            shards.manifest, model.config.video_encoder, "the encoder the model was trained on", shards_folder
+        )
+    return (model.to("cuda") if torch.cuda.is_available() else model), shards
+
+
+def known_videos(items: Sequence[AnnotationT], shards: Shards) -> tuple[list[tuple[AnnotationT, int]], int]:
+    """Those items whose video is in the shards, with its row; and how many are not.
+
+    Raises InputError if none is.
+    """
+    rows = shards.rows_by_id()
+    known = [(item, rows[item.video_id]) for item in items if item.video_id in rows]
+    if not known:
+        raise InputError(f"{shards.folder}: holds none of the {len(items)} annotated videos")
+    return known, len(items) - len(known)

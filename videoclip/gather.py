@@ -1,0 +1,91 @@
+"""Rows of all workers that train together, with and without gradient; one process alone is a world of one.
+
+Contrastive losses compare every pair with those of all workers. Workers may bring different numbers of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of workers that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def rows_per_rank(rows: int) -> list[int]:
+    """How many rows each worker has, in rank order, given that this one has `rows`. A collective call."""
+    if world_size() == 1:
+        return [rows]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([rows], device=device))
+    return [int(count) for count in counts]
+
+
+def rank_offset(counts: Sequence[int]) -> int:
+    """Where this worker's rows start among those of all workers, of which there are `counts` in rank order."""
+    return sum(counts[: rank()])
+
+
+def gather_with_gradient(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """Concatenate `rows` [P, …] of all workers, in rank order, so that gradients flow back to each of them.
+
+    Who knows the `counts` (`rows_per_rank`) beforehand gives them, and spares a call to all workers.
+    Without a process group the rows come back as they are.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows, list(counts or rows_per_rank(len(rows))))  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def gather(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """Concatenate `rows` [P, …] of all workers, in rank order, without gradients; `counts` as above."""
+    return rows if world_size() == 1 else _all_gather(rows, counts or rows_per_rank(len(rows)))
+
+
+def mean_over_workers(values: Tensor, rows: int, counts: Sequence[int]) -> Tensor:
+    """float [K]: each worker's means over its own `rows` become the mean over the rows of all workers."""
+    if world_size() == 1:
+        return values
+    total = values.double() * rows
+    dist.all_reduce(total)
+    return (total / sum(counts)).to(values.dtype)
+
+
+def _all_gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives want equal shapes
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts)])
+
+
+class _Counts(Protocol):
+    counts: list[int]
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather forward, sum of all workers' gradients backward (all_reduce: gloo has no reduce_scatter)."""
+
+    @staticmethod
+    def forward(context: _Counts, rows: Tensor, counts: list[int]) -> Tensor:
+        context.counts = counts
+        return _all_gather(rows, counts)
+
+    @staticmethod
+    def backward(context: _Counts, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.split(context.counts)[rank()], None
