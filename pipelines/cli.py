@@ -113,11 +113,25 @@ def _run(verb: str, words: list[str]) -> int:
     function: Callable[[Any], Any] = getattr(module, function_name)
     config_class: type[Any] = getattr(module, next(iter(inspect.signature(function).parameters.values())).annotation)
     words, path = _take_config_file(words)
+    if "recipe" in config_class.__dataclass_fields__:  # whose options depend on which one it is
+        config_class = module.config_of_recipe(_chosen_recipe(words, path, config_class.recipe))
     default = {"default": read_options(path, config_class)} if path else {}
     result = function(tyro.cli(config_class, prog=f"videoclip {verb}", args=words, **default))
     if isinstance(result, Figures) and result:
         print(result)
     return 0
+
+
+def _chosen_recipe(words: list[str], path: Path | None, default: str) -> str:
+    """What `--recipe` says, or the YAML file, or else the default."""
+    from pipelines.options import read_value
+
+    for place, word in enumerate(words):
+        if word == "--recipe" and place + 1 < len(words):
+            return words[place + 1]
+        if word.startswith("--recipe="):
+            return word.partition("=")[2]
+    return str(read_value(path, "recipe", default)) if path else default
 
 
 def _take_config_file(words: list[str]) -> tuple[list[str], Path | None]:

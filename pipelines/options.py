@@ -40,6 +40,12 @@ def read_options(path: Path, kind: type[Options]) -> Options:
     return kind(**filled)
 
 
+def read_value(path: Path, name: str, default: object) -> object:
+    """One value of a YAML file, unchecked. Raises InputError if the file cannot be read."""
+    values = _read_yaml(path)
+    return values.get(name, default) if isinstance(values, Mapping) else default
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 5e-5 is a number, as in Python and in YAML 1.2, and not a text."""
 

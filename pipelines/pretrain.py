@@ -8,41 +8,49 @@ was killed, or a worker that died, goes on from the last one and sees the same b
 from __future__ import annotations
 
 import os
-import threading
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
-from pipelines.pretrain_worker import train_worker
+from pipelines.pretrain_batches import BatchPlan
+from pipelines.pretrain_worker import TrainingPlan, train_worker
 from pipelines.ray_session import ray_session
 from pipelines.ray_training import Workers, train_on_workers
-from pipelines.runs import as_json, start_run, with_absolute_paths
+from pipelines.runs import as_json, refuse_other_run, start_run, with_absolute_paths, writes_output
+from pipelines.training_progress import TrainingProgress
 from videoclip.data.clips import ClipConfig
+from videoclip.data.howto100m import read_topics
+from videoclip.data.shards import Shards
+from videoclip.data.words import TOKENIZER_FILE, WordTokenizer, train_wordpiece
+from videoclip.encoders.text import FrozenTextEncoder
 from videoclip.errors import InputError
-from videoclip.files import read_json_lines
+from videoclip.files import read_json, read_json_lines
+from videoclip.pretrained import find_folder
+from videoclip.recipes import recipe_named
+from videoclip.recipes import videoclip as videoclip_recipe
+from videoclip.retrieval.clustering import Mode, check_options
+from videoclip.retrieval.epochs import BatchOptions
 from videoclip.retrieval.false_negatives import FalseNegativeConfig
+from videoclip.retrieval.figures import describe_in_words
 from videoclip.training import OptimizerConfig
 
 VOCABULARY_CAPTIONS = 1_000_000  # evenly spaced; more would not change a vocabulary but fill the memory
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """The trainable transformer. The defaults are BERT-base, as in the paper."""
-
-    width: int = 768
-    layers: int = 6
-    """Of each transformer, or of the shared one."""
-    heads: int = 12
-    transformer: str = "shared"
-    """shared or separate."""
-    pooling: str = "mean"
-    """mean or cls."""
-    dropout: float = 0.1
-    temperature: float = 0.07
-    """Starting value; it is learned."""
+# Options that may differ between the parts of a run that was interrupted: they say where it runs, not what it does.
+WHERE_IT_RUNS = {
+    "output",
+    "shards",
+    "address",
+    "threads",
+    "gpu",
+    "max_failures",
+    "replacement_seconds",
+    "verify",
+    "topics",
+}
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,13 @@ class PretrainConfig:
     """Folder that `videoclip extract --captions ...` wrote."""
     output: Path = Path("runs/pretrain")
     """Run folder: the finished model is in its subfolder `model`."""
+    recipe: str = "videoclip"
+    """What is trained: a name of the table in videoclip/recipes. The options `--model.*` are those of the recipe."""
+    init: str = ""
+    """Start from these weights: the folder or hub id of a BERT, or of a model of ours; its tokenizer comes with it."""
     epochs: int = 25
     videos_per_batch: int = 32
-    batches: str = "cover"
+    batches: Mode = "cover"
     """How videos are grouped: cover (similar ones together, each once an epoch), random, or paper (Algorithm 1)."""
     hardness: tuple[float, ...] = (1.0,)
     """Of `cover`: 0 random, 1 as similar as possible. Several values are a schedule, spread evenly over the run."""
@@ -72,7 +84,7 @@ class PretrainConfig:
     """`wordpiece`: a vocabulary fitted to the captions and trained; or a frozen encoder's folder or hub id."""
     vocabulary: int = 8000
     """Most entries of that vocabulary."""
-    model: ModelSize = field(default_factory=ModelSize)
+    model: videoclip_recipe.Options = field(default_factory=videoclip_recipe.Options)
     clips: ClipConfig = field(default_factory=ClipConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     seed: int = 0
@@ -100,46 +112,58 @@ class PretrainResult:
     cluster_seconds: float
 
 
+def config_of_recipe(name: str) -> type[PretrainConfig]:
+    """`PretrainConfig` whose `--model.*` are the options of a recipe. Raises InputError for an unknown name."""
+    options = recipe_named(name).Options
+    chosen = [("recipe", str, field(default=name)), ("model", options, field(default_factory=options))]
+    made: type[PretrainConfig] = make_dataclass(
+        "PretrainConfig", chosen, bases=(PretrainConfig,), frozen=True, namespace={"__doc__": PretrainConfig.__doc__}
+    )
+    return made
+
+
+@writes_output
 def pretrain(config: PretrainConfig) -> PretrainResult:
     """Run the stage.
 
     Raises InputError if the shards or options cannot be used, or if the output folder holds another run.
     """
-    from videoclip.data.shards import Shards
-
-    config = with_absolute_paths(config)
+    config = _with_limits(with_absolute_paths(config))
     _check_options(config)
-    if Path(config.text).is_dir():
-        config = replace(config, text=str(Path(config.text).resolve()))
     shards = Shards(config.shards, verify=config.verify)
-    identity = _identity(config, [part.sha256 for part in shards.manifest.parts])
-    _refuse_other_run(config.output, identity)
+    identity = _identity(config, [part.digest for part in shards.manifest.parts])
+    refuse_other_run(config.output, identity)
     finished = config.output / "model" / "config.json"
     if finished.exists():
         print(f"{config.output / 'model'} is finished; nothing to do")
         return _result(config.output)
+    start_run(config.output, "pretrain", config, identity)
     _prepare_tokenizer(config, shards)
-    start_run(config.output, "pretrain", config)
     with ray_session(config.address):
         _fit(config, identity, len(shards))
-    _print_batches(config.output)
+    figures = read_json(max((config.output / "batches").glob("clustering-*.json")))
+    print(f"last batches: {describe_in_words(figures)}")
     print(f"model in {config.output / 'model'}, metrics in {config.output / 'metrics.jsonl'}")
     return _result(config.output)
 
 
-def _print_batches(folder: Path) -> None:
-    """One line on the last clustering; every clustering's figures are in the metrics and in `batches/`."""
-    from videoclip.files import read_json
-    from videoclip.retrieval.figures import describe_in_words
-
-    figures = read_json(max((folder / "batches").glob("clustering-*.json")))
-    print(f"last batches: {describe_in_words(figures)}")
+def _with_limits(config: PretrainConfig) -> PretrainConfig:
+    """The same as a plain `PretrainConfig`, with what the recipe's options leave to the others filled in."""
+    options = config.model
+    known = {item.name for item in fields(options)}
+    text = str(Path(config.text).resolve()) if Path(config.text).is_dir() else config.text
+    filled: dict[str, Any] = {
+        "max_seconds": getattr(options, "max_seconds", 0) or config.clips.max_seconds,
+        "max_words": getattr(options, "max_words", 0) or config.clips.max_words,
+        "text_encoder": "" if text == "wordpiece" else text,
+    }
+    options = replace(options, **{name: value for name, value in filled.items() if name in known})
+    values = {item.name: getattr(config, item.name) for item in fields(PretrainConfig)}
+    init = str(Path(config.init).resolve()) if config.init and Path(config.init).is_dir() else config.init
+    return PretrainConfig(**{**values, "model": options, "text": text, "init": init})
 
 
 def _check_options(config: PretrainConfig) -> None:
-    from videoclip.data.howto100m import read_topics
-    from videoclip.retrieval.clustering import check_options
-
     if not config.hardness:
         raise InputError("--hardness needs at least one number between 0 and 1")
     for value in config.hardness:
@@ -148,6 +172,11 @@ def _check_options(config: PretrainConfig) -> None:
         raise InputError("--epochs, --recluster-every and --workers must be at least 1")
     if config.max_failures < 0 or config.replacement_seconds < 1:
         raise InputError("--max-failures cannot be negative, and --replacement-seconds must be at least 1")
+    for name in ("max_seconds", "max_words"):
+        limit, of_clips = getattr(config.model, name, None), getattr(config.clips, name)
+        if limit is not None and limit < of_clips:
+            flag = name.replace("_", "-")
+            raise InputError(f"--model.{flag} {limit} is less than the {of_clips} of --clips.{flag}")
     if config.topics is not None:
         read_topics(config.topics)  # to fail now rather than in a worker
 
@@ -159,120 +188,66 @@ def _result(folder: Path) -> PretrainResult:
 
 def _identity(config: PretrainConfig, parts: list[str]) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run."""
-    values = as_json(config)
-    for name in (
-        "output",
-        "shards",
-        "address",
-        "threads",
-        "gpu",
-        "max_failures",
-        "replacement_seconds",
-        "verify",
-        "topics",
-    ):
-        values.pop(name, None)
+    values = {name: value for name, value in as_json(config).items() if name not in WHERE_IT_RUNS}
     return {**values, "parts": parts}
 
 
-def _refuse_other_run(folder: Path, identity: dict[str, Any]) -> None:
-    from videoclip.files import read_json, write_json
-
-    path = folder / "run.json"
-    if not path.exists():
-        write_json(path, identity)
-        return
-    stored = read_json(path)
-    differing = sorted(key for key in {*stored, *identity} if stored.get(key) != as_json(identity).get(key))
-    if differing:
-        raise InputError(
-            f"{folder}: holds a run with other {', '.join(differing)}; give the same options to continue it, "
-            "or another --output to start anew"
-        )
-
-
-def _prepare_tokenizer(config: PretrainConfig, shards: Any) -> None:
+def _prepare_tokenizer(config: PretrainConfig, shards: Shards) -> None:
     """Fit or fetch the tokenizer once, before any worker needs it, into `output/text`."""
-    from videoclip.data.words import TOKENIZER_FILE, train_wordpiece
-
     folder = config.output / "text"
     if (folder / TOKENIZER_FILE).exists():
         return
     if config.text != "wordpiece":
-        from videoclip.encoders.text import FrozenTextEncoder
-
         FrozenTextEncoder(config.text).tokenizer.save(folder)
         return
-    captions = sum(len(part.caption_text) for part in shards.parts)
-    step = max(1, captions // VOCABULARY_CAPTIONS)
-    texts = (text for part in shards.parts for text in _every(part.caption_text, step))
-    tokenizer = train_wordpiece(texts, config.vocabulary)
+    if config.init:
+        WordTokenizer.load(find_folder(config.init)).save(folder)
+        return
+    tokenizer = train_wordpiece(_captions(shards), config.vocabulary)
     if tokenizer.vocabulary <= 5:
         raise InputError(f"{config.shards}: holds no captions to train on; run `videoclip extract` with --captions")
     tokenizer.save(folder)
 
 
-def _every(texts: Any, step: int) -> list[str]:
-    """Each `step`-th string of an Arrow array."""
-    return texts.take(np.arange(0, len(texts), step)).to_pylist()
+def _captions(shards: Shards) -> Iterator[str]:
+    """All captions, or evenly spaced ones of very many."""
+    step = max(1, sum(len(part.caption_text) for part in shards.parts) // VOCABULARY_CAPTIONS)
+    for part in shards.parts:
+        yield from part.caption_text.take(np.arange(0, len(part.caption_text), step)).to_pylist()
 
 
 def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:
-    import ray
-
     gpu = bool(ray.cluster_resources().get("GPU")) if config.gpu is None else config.gpu
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
+    batches = BatchPlan(
+        BatchOptions(
+            config.videos_per_batch,
+            config.batches,
+            faiss_index=config.faiss_index,
+            duplicate_similarity=config.false_negatives.duplicate_similarity,
+        ),
+        config.hardness,
+        config.epochs,
+        config.recluster_every,
+        config.cluster_ahead,
+        config.topics,
+        config.seed,
+    )
+    plan = TrainingPlan(
+        shards=config.shards,
+        output=config.output,
+        recipe=config.recipe,
+        options=config.model,
+        init=config.init,
+        clips=config.clips,
+        batches=batches,
+        false_negatives=config.false_negatives,
+        optimizer=config.optimizer,
+        epochs=config.epochs,
+        seed=config.seed,
+        threads=config.threads or max(1, (os.cpu_count() or 1) // config.workers),
+        identity=identity,
+    )
+    workers = Workers(config.workers, gpu, config.max_failures, config.replacement_seconds)
     steps = -(-videos // (config.videos_per_batch * config.workers)) * config.epochs
-    with _progress(config.output / "metrics.jsonl", steps):
-        arguments = {"config": config, "identity": identity, "threads": threads}
-        workers = Workers(config.workers, gpu, config.max_failures, config.replacement_seconds)
-        train_on_workers(train_worker, arguments, workers, config.output)
-
-
-class _progress:
-    """A progress bar of the steps that the workers write to `metrics.jsonl`."""
-
-    def __init__(self, path: Path, steps: int) -> None:
-        from tqdm import tqdm
-
-        self.path = path
-        self.bar = tqdm(total=steps, unit="step", desc="pretraining")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._update()
-        self.bar.close()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(0.5):
-            self._update()
-
-    def _update(self) -> None:
-        if not self.path.exists():
-            return
-        last = _last_complete_row(self.path)
-        if last:
-            self.bar.set_postfix(loss=f"{last['loss']:.2f}", epoch=last["epoch"], refresh=False)
-            self.bar.update(last["step"] + 1 - self.bar.n)
-
-
-def _last_complete_row(path: Path) -> dict[str, Any] | None:
-    import json
-
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").split("\n")[:-1]  # the last line may be half written
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the first line of the window, cut by the seek
-        if "loss" in row:
-            return row
-    return None
+    with TrainingProgress(config.output / "metrics.jsonl", steps):
+        train_on_workers(train_worker, {"plan": plan}, workers, config.output)

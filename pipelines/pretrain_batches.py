@@ -7,55 +7,81 @@ start of the present one, by a task of its own on a spare CPU while training goe
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
+import ray
+import torch.distributed as dist
 
 from pipelines.runs import Quarantine
-from videoclip.errors import InputError
-from videoclip.files import read_json, write_array, write_arrays, write_json
+from videoclip.data.clips import ClipSampler
+from videoclip.data.howto100m import read_topics
+from videoclip.data.shards import Shards
+from videoclip.embedding import TwoTowers, embed_videos
+from videoclip.files import write_array
+from videoclip.retrieval.epochs import BatchOptions, Clustering, make_clustering
 
-if TYPE_CHECKING:
-    from pipelines.pretrain import PretrainConfig
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Clustering:
-    """Batches of rows of the shards, a label for every row that near-duplicates share, and figures for the metrics."""
+class BatchPlan:
+    """How the videos are grouped in every epoch of a run."""
 
-    batches: list[np.ndarray]
-    duplicates: np.ndarray
-    figures: dict[str, float]
+    options: BatchOptions
+    hardness: tuple[float, ...]
+    """A schedule: the values are spread evenly over the run and joined by straight lines."""
+    epochs: int
+    recluster_every: int
+    cluster_ahead: bool
+    topics: Path | None
+    seed: int
+
+    def number(self, epoch: int) -> int:
+        """Of the clustering that an epoch uses."""
+        return epoch // self.recluster_every
+
+    def of_clustering(self, number: int) -> tuple[BatchOptions, int]:
+        """Options and seed of a clustering."""
+        places = np.linspace(0, max(1, self.epochs - 1), len(self.hardness))
+        hardness = float(np.interp(number * self.recluster_every, places, self.hardness))
+        seed = int(np.random.default_rng([self.seed, number]).integers(2**31))
+        return replace(self.options, hardness=hardness), seed
 
 
 class Clusterings:
     """Makes clusterings and reads them back; every worker has one of these and calls it at the same time."""
 
-    def __init__(self, config: PretrainConfig, sampler: Any, rank: int, workers: int) -> None:
-        self.config = config
+    def __init__(self, plan: BatchPlan, output: Path, sampler: ClipSampler, rank: int, workers: int) -> None:
+        self.plan = plan
+        self.output = output
         self.sampler = sampler
         self.rows = sampler.usable_rows()
         self.rank, self.workers = rank, workers
-        self.topics = topics_of(config.topics, sampler.shards, self.rows) if rank == 0 else None
-        self.folder = config.output / "batches"
+        self.topics = topics_of(plan.topics, sampler.shards, self.rows) if rank == 0 else None
+        self.folder = output / "batches"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ahead: Any = None
 
-    def start_epoch(self, epoch: int, model: Any) -> Clustering:
+    def is_new_in(self, epoch: int) -> bool:
+        """Whether an epoch is the first to use its clustering."""
+        return epoch % self.plan.recluster_every == 0
+
+    def start_epoch(self, epoch: int, model: TwoTowers) -> Clustering:
         """The clustering of an epoch; made first, where the epoch is the first to need it."""
-        number = epoch // self.config.recluster_every
-        if not self._is_there(number):
+        number = self.plan.number(epoch)
+        if not agreed(self._path(number).exists()):
             self._embed(model, number)
             if self.rank == 0:
                 cluster_to_file(*self._arguments(number))
-            _barrier(self.workers)
-        clustering = read_clustering(self._path(number))
-        _barrier(self.workers)  # nobody may clear away what another still reads
-        last = (self.config.epochs - 1) // self.config.recluster_every
-        if self.config.cluster_ahead and number < last and not self._is_there(number + 1):
+            _barrier()
+        clustering = Clustering.load(self._path(number))
+        _barrier()  # nobody may clear away what another still reads
+        last = self.plan.number(self.plan.epochs - 1)
+        if self.plan.cluster_ahead and number < last and not agreed(self._path(number + 1).exists()):
             self._embed(model, number + 1)
             if self.rank == 0:
                 self._ahead = self._start(number + 1)
@@ -67,25 +93,19 @@ class Clusterings:
         A run resumed from that checkpoint has newer weights and could not make the clustering again.
         """
         if self._ahead is not None:
-            import ray
-
             ray.get(self._ahead)
             self._ahead = None
-        _barrier(self.workers)
+        _barrier()
 
-    def _embed(self, model: Any, number: int) -> None:
+    def _embed(self, model: TwoTowers, number: int) -> None:
         """Leave this worker's share of the embeddings on disk, where the clustering finds it."""
-        from videoclip.training import embed_videos
-
         share = np.array_split(self.rows, self.workers)[self.rank]
-        embeddings = embed_videos(model, self.sampler, share, self.config.seed, number)
+        embeddings = embed_videos(model, self.sampler, share, self.plan.seed, number)
         write_array(self._shares(number)[self.rank], embeddings.astype(np.float16))
-        _barrier(self.workers)
+        _barrier()
 
     def _start(self, number: int) -> Any:
         """Cluster on a spare CPU while training goes on; with no CPU to spare, at once."""
-        import ray
-
         arguments = self._arguments(number)
         if ray.available_resources().get("CPU", 0) < 1:
             cluster_to_file(*arguments)
@@ -95,16 +115,9 @@ class Clusterings:
 
     def _arguments(self, number: int) -> tuple[Any, ...]:
         """Of `cluster_to_file`."""
-        return self.config, number, self.rows, self._shares(number), self._path(number), self.topics
-
-    def _is_there(self, number: int) -> bool:
-        """Whether a clustering is finished, as the first worker sees it: all must agree on what to do next."""
-        import torch.distributed as dist
-
-        answer = [self._path(number).exists()]
-        if self.workers > 1:
-            dist.broadcast_object_list(answer)
-        return answer[0]
+        shares, path = self._shares(number), self._path(number)
+        options, seed = self.plan.of_clustering(number)
+        return self.sampler.shards.folder, self.output, self.rows, shares, path, options, seed, self.topics
 
     def _shares(self, number: int) -> list[Path]:
         return [self.folder / f"embeddings-{number:04d}-{rank:03d}.npy" for rank in range(self.workers)]
@@ -114,90 +127,49 @@ class Clusterings:
 
 
 def cluster_to_file(
-    config: PretrainConfig,
-    number: int,
+    shards_folder: Path,
+    output: Path,
     rows: np.ndarray,
     shares: list[Path],
     path: Path,
-    topics: list[str | None] | None = None,
+    options: BatchOptions,
+    seed: int,
+    topics: Sequence[str | None] | None = None,
 ) -> None:
     """Cluster the embeddings in the files `shares`, of the videos at `rows`, into `path`; the shares are removed then.
 
-    `topics`, one a row, are for the figures. Videos whose embedding is not finite go to quarantine and are left out of
-    these batches.
+    Videos whose embedding is not finite go to the quarantine list of `output` and are left out of these batches.
     Raises InputError if no video is left.
     """
-    from videoclip.data.shards import Shards
-    from videoclip.retrieval import cluster_videos
-    from videoclip.retrieval.false_negatives import near_duplicates
-    from videoclip.retrieval.figures import describe_batches
-    from videoclip.retrieval.index import finite_rows
-
-    start = time.perf_counter()
+    shards = Shards(shards_folder)
     embeddings = np.concatenate([np.load(share, mmap_mode="r") for share in shares])
-    shards = Shards(config.shards)
-    good = finite_rows(embeddings)
-    if len(good) < len(rows):
-        _quarantine(config, shards, np.delete(rows, good))
-        rows, embeddings = rows[good], embeddings[good]
-        topics = None if topics is None else [topics[place] for place in good]
-    if not len(rows):
-        raise InputError(f"{config.shards}: no video has a finite embedding; is the model's learning rate too high?")
-    seed = int(np.random.default_rng([config.seed, number]).integers(2**31))
-    hardness = hardness_of_epoch(config, number * config.recluster_every)
-    batches = cluster_videos(embeddings, config.videos_per_batch, seed, config.batches, hardness, config.faiss_index)
-    duplicates = np.arange(len(shards))
-    similarity = config.false_negatives.duplicate_similarity
-    if similarity is not None:
-        duplicates[rows] = rows[near_duplicates(embeddings, batches, similarity)]
-    figures = describe_batches(embeddings, batches, topics, seed)
-    if config.batches == "cover":
-        figures["hardness"] = hardness
-    figures["near_duplicates"] = int((duplicates[rows] != rows).sum())
-    figures["cluster_seconds"] = round(time.perf_counter() - start, 3)
-    write_json(path.with_suffix(".json"), figures)
-    write_arrays(
-        path,
-        rows=np.concatenate([rows[batch] for batch in batches]),
-        sizes=np.array([len(batch) for batch in batches]),
-        duplicates=duplicates,
-    )
+    clustering = make_clustering(embeddings, options, seed, rows, len(shards), topics)
+    if len(clustering.left_out):
+        quarantine, video_ids = Quarantine(output), shards.video_ids()
+        for row in clustering.left_out:
+            quarantine.add(video_ids[row], "its embedding is not finite, so it was left out of clustered batches")
+        quarantine.save()
+    clustering.save(path)
     for share in shares:
         share.unlink(missing_ok=True)
 
 
-def read_clustering(path: Path) -> Clustering:
-    """What `cluster_to_file` wrote."""
-    with np.load(path) as stored:
-        batches = np.split(stored["rows"], np.cumsum(stored["sizes"])[:-1])
-        return Clustering(batches, stored["duplicates"], read_json(path.with_suffix(".json")))
-
-
-def hardness_of_epoch(config: PretrainConfig, epoch: int) -> float:
-    """The schedule: the values of `hardness`, spread evenly over the run and joined by straight lines."""
-    places = np.linspace(0, max(1, config.epochs - 1), len(config.hardness))
-    return float(np.interp(epoch, places, config.hardness))
-
-
-def topics_of(path: Path | None, shards: Any, rows: np.ndarray) -> list[str | None] | None:
+def topics_of(path: Path | None, shards: Shards, rows: np.ndarray) -> list[str | None] | None:
     """The topic of the videos at `rows`, None where it is not known; no list without a file of topics."""
-    from videoclip.data.howto100m import read_topics
-
     if path is None:
         return None
     topics, video_ids = read_topics(path), shards.video_ids()
     return [topics.get(video_ids[row]) for row in rows]
 
 
-def _quarantine(config: PretrainConfig, shards: Any, rows: np.ndarray) -> None:
-    quarantine, video_ids = Quarantine(config.output), shards.video_ids()
-    for row in rows:
-        quarantine.add(video_ids[row], "its embedding is not finite, so it was left out of clustered batches")
-    quarantine.save()
+def agreed(value: T) -> T:
+    """What the first worker has: all must agree on what to do next, and file systems may show them different things."""
+    answer = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(answer)
+    return answer[0]
 
 
-def _barrier(workers: int) -> None:
-    import torch.distributed as dist
-
-    if workers > 1:
+def _barrier() -> None:
+    if dist.is_initialized():
         dist.barrier()

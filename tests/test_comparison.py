@@ -8,11 +8,10 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.compare import CompareConfig, compare
-from pipelines.evaluate import _galleries
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.errors import InputError
 from videoclip.evaluation.comparison import recall_at, recall_difference
-from videoclip.evaluation.retrieval import ranks_of_positives, retrieval_metrics, retrieve
+from videoclip.evaluation.retrieval import _galleries, ranks_of_positives, retrieval_metrics, retrieve
 
 
 def ranks(share: float, queries: int, seed: int) -> np.ndarray:
@@ -133,10 +132,8 @@ def test_a_gallery_of_one_topic_holds_only_its_clips() -> None:
     assert chance == pytest.approx(100 * (28 / 14 + 16 / 8 + 16 / 8) / 60, abs=0.01)
 
 
-def test_a_video_without_a_topic_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "topics.json"
-    path.write_text(json.dumps({"a": "soup"}))
+def test_a_video_without_a_topic_is_named() -> None:
     clips = [AnnotatedClip(name, 0, 5, ("stir",)) for name in "abb"]
     with pytest.raises(InputError, match="no topic for 1 of the evaluated videos, for instance 'b'"):
-        _galleries(clips, path)
-    assert _galleries(clips[:1], path) == ["soup"]
+        _galleries(clips, {"a": "soup"})
+    assert _galleries(clips[:1], {"a": "soup"}) == ["soup"]

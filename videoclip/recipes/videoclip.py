@@ -59,9 +59,10 @@ class Recipe(VideoCLIP):
         }
 
 
-def configuration(options: Options, manifest: Manifest, tokenizer: WordTokenizer) -> VideoCLIPConfig:
+def _configuration(
+    options: Options, manifest: Manifest, tokenizer: WordTokenizer, text_encoder: FrozenTextEncoder | None
+) -> VideoCLIPConfig:
     """The model's configuration; what the options leave open follows from the shards and the tokenizer."""
-    text_encoder = FrozenTextEncoder(options.text_encoder) if options.text_encoder else None
     return VideoCLIPConfig(
         video_dimension=manifest.dimension,
         width=options.width,
@@ -88,8 +89,7 @@ def configuration(options: Options, manifest: Manifest, tokenizer: WordTokenizer
 
 def build(options: Options, manifest: Manifest, tokenizer: WordTokenizer, recipe: type[Recipe] = Recipe) -> Recipe:
     """A new model for shards of `manifest`'s encoder and texts cut by `tokenizer`."""
-    model = recipe(configuration(options, manifest, tokenizer))
-    model.frozen.tokenizer = tokenizer
-    if options.text_encoder:
-        model.frozen.text_encoder = FrozenTextEncoder(options.text_encoder)
+    text_encoder = FrozenTextEncoder(options.text_encoder) if options.text_encoder else None
+    model = recipe(_configuration(options, manifest, tokenizer, text_encoder))
+    model.frozen.tokenizer, model.frozen.text_encoder = tokenizer, text_encoder
     return model
