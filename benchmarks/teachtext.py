@@ -66,11 +66,19 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
 
 
+STOP_WORDS = set(
+    "the a an is are be to in on at by of it that this my your you we i and so as what with not do".split()
+)
+
+
 class CountVectors:
-    """Word vectors of this corpus alone: PPMI of words within four places, by singular value decomposition."""
+    """Word vectors of this corpus alone: PPMI of words within four places, by singular value decomposition.
+
+    Function words are dropped.
+    """
 
     def __init__(self, texts: list[str], dimension: int = 64, window: int = 4) -> None:
-        sentences = [[stem(word) for word in re.findall(r"[a-z]+", text)] for text in texts]
+        sentences = [self.words(text) for text in texts]
         self.places = {
             word: place for place, word in enumerate(sorted({word for words in sentences for word in words}))
         }
@@ -85,8 +93,11 @@ class CountVectors:
         left, values, _ = np.linalg.svd(ppmi)
         self.vectors = (left[:, :dimension] / left[:, :dimension].std()).astype(np.float32)
 
+    def words(self, text: str) -> list[str]:
+        return [stem(word) for word in re.findall(r"[a-z]+", text) if word not in STOP_WORDS]
+
     def __call__(self, text: str) -> np.ndarray:
-        rows = [self.places[w] for word in re.findall(r"[a-z]+", text) if (w := stem(word)) in self.places]
+        rows = [self.places[word] for word in self.words(text) if word in self.places]
         return self.vectors[rows] if rows else self.vectors.mean(0, keepdims=True)
 
 

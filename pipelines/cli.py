@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {
     "cluster": "cluster:cluster",
     "index": "search:build_index",
     "search": "search:search",
+    "finetune": "finetune:finetune",
     "evaluate youcook2": "evaluate_retrieval:evaluate_retrieval",
     "evaluate msrvtt": "evaluate_retrieval:evaluate_msrvtt",
     "evaluate didemo": "evaluate_retrieval:evaluate_didemo",

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videoclip.data.annotated_clips import AnnotatedClip
+from videoclip.data.shards import Shards
+from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
 from videoclip.packed import Packed
 
@@ -157,6 +160,48 @@ def _expert(name: str, rows: Sequence[Rows], ids: Sequence[str]) -> Tensor | Pac
     shape = (width,) if some.ndim == 1 else (0, width)
     filled = [torch.from_numpy(np.zeros(shape, np.float32) if row is None else row.astype(np.float32)) for row in rows]
     return torch.stack(filled) if some.ndim == 1 else Packed.of(filled)
+
+
+def shard_expert(shards: Shards, clips: Sequence[AnnotatedClip], sequence: bool = False) -> dict[str, Rows]:
+    """An expert of clips from a folder of shards: `clip_id` -> mean of its tokens [D] or the tokens [T, D], float32.
+
+    None where the video is not in the shards, or the clip starts behind its end.
+    """
+    rows = shards.rows_by_id()
+    experts: dict[str, Rows] = {}
+    for clip in clips:
+        row = rows.get(clip.video_id)
+        tokens = np.zeros((0, 1)) if row is None else clip.seconds(shards.tokens(row)).astype(np.float32)
+        experts[clip_id(clip)] = None if not len(tokens) else tokens if sequence else tokens.mean(0)
+    return experts
+
+
+def clip_id(clip: AnnotatedClip) -> str:
+    """A name for a clip, which its video's id alone is not: there may be many in a video."""
+    return f"{clip.video_id} {clip.start:g}-{'' if clip.end is None else format(clip.end, 'g')}"
+
+
+def clips_and_words(
+    shards: Shards, clips: Sequence[AnnotatedClip], tokenizer: WordTokenizer, max_seconds: int, max_words: int
+) -> tuple[DescribedClips, list[tuple[str, str]]]:
+    """Clips for models with two towers: expert "tokens", sequences float16 [T, D], and texts "words", word ids.
+
+    Returns them with (clip, reason) of those that are left out: not in the shards, or behind the end of a video.
+    Raises InputError if none is left.
+    """
+    rows = shards.rows_by_id()
+    pieces = {}
+    for clip in clips:
+        if clip.video_id in rows:
+            pieces[clip_id(clip)] = clip.seconds(shards.tokens(rows[clip.video_id]))[:max_seconds]
+    kept = {name: clip for clip in clips if len(pieces.get(name := clip_id(clip), ()))}
+    rejected = [(name, "is not in the shards") for clip in clips if (name := clip_id(clip)) not in kept]
+    if not kept:
+        raise InputError(f"none of the {len(clips)} annotated clips belongs to a video in {shards.folder}")
+    words = tokenizer.clip_ids([sentence for clip in kept.values() for sentence in clip.sentences], max_words)
+    tokens = Packed.of([torch.from_numpy(pieces[name].copy()) for name in kept])
+    counts = torch.tensor([len(clip.sentences) for clip in kept.values()])
+    return DescribedClips(tuple(kept), {"tokens": tokens}, {}, {"words": words}, counts), rejected
 
 
 def epoch_batches(

@@ -126,7 +126,9 @@ def read_teacher(path: Path | str) -> dict[str, Teacher]:
     path = Path(path)
 
     def teacher(video: str, value: Any) -> Teacher:
-        parts = [value.get(name) if isinstance(value, Mapping) else None for name in ("vid_embds", "text_embds")]
+        parts: list[Any] = [
+            value.get(name) if isinstance(value, Mapping) else None for name in ("vid_embds", "text_embds")
+        ]
         if not all(isinstance(part, Mapping) and part for part in parts) or set(parts[0]) != set(parts[1]):
             raise InputError(f"{path}: video {video!r}: expected vid_embds and text_embds of the same experts")
         names = sorted(parts[0])
