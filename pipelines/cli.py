@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "index": "search:build_index",
     "search": "search:search",
     "finetune": "finetune:finetune",
+    "teachtext": "teachtext:teachtext",
     "evaluate youcook2": "evaluate_retrieval:evaluate_retrieval",
     "evaluate msrvtt": "evaluate_retrieval:evaluate_msrvtt",
     "evaluate didemo": "evaluate_retrieval:evaluate_didemo",

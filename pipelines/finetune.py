@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ from videoclip.evaluation.retrieval import retrieve_clips
 from videoclip.files import write_json
 from videoclip.packed import Packed
 from videoclip.pretrained import ModelCard
-from videoclip.recipes.teachtext import Options, Side, StoredSide, TeachText, TowersSide
+from videoclip.recipes.teachtext import Options, Side, StoredSide, TeachText, TowersSide, train_on_clips
 from videoclip.recipes.videoclip import Recipe
-from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer, step
+from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer
 
 Benchmark = Literal["youcook2", "msrvtt", "didemo"]
 
@@ -186,20 +186,20 @@ def _train(config: FinetuneConfig, model: Recipe, clips: DescribedClips, teacher
         recipe = TeachText(TowersSide(model, "tokens", "words"), teachers, config.teachtext)
     torch.manual_seed(config.seed)  # dropout; all else is drawn from generators of its own
     optimizer = make_optimizer(model, config.optimizer)
-    draws: list[list[tuple[np.ndarray, np.ndarray]]] = [
+    draws = [
         draw_epoch(clips.counts.numpy(), config.batch, np.random.default_rng([config.seed, epoch]))
         for epoch in range(config.epochs)
     ]
     total = sum(map(len, draws))
     metrics = Metrics(config.output, 0)
-    progress = tqdm(total=total, desc="fine-tuning", unit="step")
-    recipe.train()
-    for epoch, drawn in enumerate(draws):
-        for rows, captions in drawn:
-            rate = learning_rate_at(progress.n, total, config.optimizer)
-            batch: Any = clips.batch(torch.from_numpy(rows), torch.from_numpy(captions))
-            figures = step(recipe, optimizer, batch, rate, config.optimizer.clip_norm)
-            metrics.add(progress.n, {**figures, "epoch": epoch})
-            progress.update()
-    progress.close()
+    steps = train_on_clips(
+        recipe,
+        optimizer,
+        clips,
+        draws,
+        lambda _, number: learning_rate_at(number, total, config.optimizer),
+        config.optimizer.clip_norm,
+    )
+    for number, (epoch, figures) in enumerate(tqdm(steps, "fine-tuning", total, unit="step")):
+        metrics.add(number, {**figures, "epoch": epoch})
     metrics.close()

@@ -76,18 +76,22 @@ class DescribedClips:
         """int64 [texts]: the clip that a text describes."""
         return torch.repeat_interleave(torch.arange(len(self)), self.counts)
 
+    def experts_of(self, rows: Tensor, names: Sequence[str]) -> tuple[dict[str, Tensor | Packed], dict[str, Tensor]]:
+        """Some experts of some clips, `rows` int64 [B], and which clips have them."""
+        experts = {name: _taken(self.experts[name], rows) for name in names}
+        return experts, {name: self.present[name][rows] for name in names if name in self.present}
+
     def batch(self, rows: Tensor, captions: Tensor) -> DescribedBatch:
         """Some clips, `rows` int64 [B], and texts, `captions` int64 [B], numbered among all texts."""
         return DescribedBatch(
-            {name: taken(expert, rows) for name, expert in self.experts.items()},
-            {name: there[rows] for name, there in self.present.items()},
+            *self.experts_of(rows, tuple(self.experts)),
             {name: encoded.take(captions) for name, encoded in self.texts.items()},
             rows,
             captions,
         )
 
 
-def taken(x: Tensor | Packed, rows: Tensor) -> Tensor | Packed:
+def _taken(x: Tensor | Packed, rows: Tensor) -> Tensor | Packed:
     """Some of the rows of a tensor, or of the sequences of a packed one."""
     return x.take(rows) if isinstance(x, Packed) else x[rows]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from videoclip.errors import InputError
 from videoclip.packed import Packed
 from videoclip.parts.experts import ExpertTowers, NetVLAD, weighted_similarities
+from videoclip.pretrained import load_weights, read_config, save_model
+
+RECIPE = "experts"  # in `config.json`
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class ExpertsConfig:
     """Rows of a sequence, of an expert or of words, that are looked at; to so many zeros are added if not `masked`."""
 
     def __post_init__(self) -> None:
+        for name in ("names", "widths", "outputs"):  # lists, where they were read from json
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "pooled", tuple((str(name), *sizes) for name, *sizes in self.pooled))
         counts = {len(self.widths), len(self.outputs), *([len(self.names)] if self.names else [])}
         if len(counts) > 1 or not self.widths:
             raise InputError(f"names, widths and outputs of experts must be as many: {self.names}, {self.widths}")
@@ -118,6 +125,20 @@ class Experts(nn.Module):
         packed = self._sequences("the text", text, self.config.text_dimension)
         units, weights = self.ce.texts(self.text_pooling(packed))
         return torch.cat([unit * weights[:, m : m + 1] for m, unit in enumerate(units)], 1), weights
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        save_model(Path(folder), self, self.config, RECIPE)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Experts:
+        """Read a model from a folder, in evaluation mode.
+
+        Raises InputError if there is none, or configuration and weights do not fit together.
+        """
+        model = cls(read_config(Path(folder), ExpertsConfig))
+        load_weights(Path(folder), model)
+        return model.eval()
 
     def _check_names(self, experts: Mapping[str, Tensor | Packed]) -> list[str]:
         names = sorted(experts)

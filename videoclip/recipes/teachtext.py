@@ -7,20 +7,23 @@ may be of any make: collaborative experts, any model with two towers, or embeddi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videoclip.data.described_clips import DescribedBatch
+from videoclip.data.described_clips import DescribedBatch, DescribedClips
 from videoclip.embedding import TwoTowers
 from videoclip.errors import InputError
 from videoclip.losses import distillation_loss, margin_loss
 from videoclip.packed import Packed
+from videoclip.parts.experts import weighted_similarities
 from videoclip.recipes.experts import Experts
+from videoclip.training import step
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,12 @@ class ExpertsSide(Side):
 
     def forward(self, batch: DescribedBatch) -> Tensor:
         """Similarities over the experts that a clip has."""
-        names = self.model.config.names or tuple(batch.experts)
-        experts = {name: batch.experts[name] for name in names}
+        experts = {name: batch.experts[name] for name in self.names(batch)}
         return self.model.similarities(experts, batch.present, batch.texts[self.text])
+
+    def names(self, clips: DescribedBatch | DescribedClips) -> tuple[str, ...]:
+        """Of the experts that the model takes."""
+        return self.model.config.names or tuple(clips.experts)
 
 
 class TowersSide(Side):
@@ -75,21 +81,46 @@ class TowersSide(Side):
 
 
 class StoredSide(Side):
-    """A teacher from a file: `clips` float [V, D] and `texts` [texts, D] of all clips, whose products are similarities.
+    """A teacher that has been asked before: `clips` float [V, D] and `texts` [texts, D] of all clips.
 
+    Their products are similarities, as with the release's files; with `weights` [texts, M] and `present` [V, M] of the
+    experts, those of clips that lack some are as the teacher itself has them.
     Rows are numbered as those of the `DescribedClips` that batches come from.
     """
 
-    def __init__(self, clips: Tensor, texts: Tensor) -> None:
+    def __init__(
+        self, clips: Tensor, texts: Tensor, weights: Tensor | None = None, present: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.register_buffer("clips", clips, persistent=False)
-        self.register_buffer("texts", texts, persistent=False)
+        weights = torch.ones(len(texts), 1) if weights is None else weights
+        present = torch.ones(len(clips), 1) if present is None else present
+        for name, tensor in (("clips", clips), ("texts", texts), ("weights", weights), ("present", present)):
+            self.register_buffer(name, tensor, persistent=False)
         self.clips: Tensor
         self.texts: Tensor
+        self.weights: Tensor
+        self.present: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, side: ExpertsSide, clips: DescribedClips, at_once: int = 1024) -> StoredSide:
+        """Ask a trained teacher once for all that it will be asked, in evaluation mode."""
+        side.eval()
+        rows, captions = torch.arange(len(clips)).split(at_once), torch.arange(len(clips.owners)).split(at_once)
+        seen = [side.model.embed_experts(*clips.experts_of(some, side.names(clips))) for some in rows]
+        read = [side.model.embed_words(clips.texts[side.text].take(some)) for some in captions]
+        videos, present = (torch.cat(parts) for parts in zip(*seen))
+        texts, weights = (torch.cat(parts) for parts in zip(*read))
+        return cls(videos, texts, weights, present)
 
     def forward(self, batch: DescribedBatch) -> Tensor:
-        """Products of what is stored for the texts drawn and for the clips."""
-        return self.texts[batch.captions.to(self.texts.device)] @ self.clips[batch.rows.to(self.clips.device)].T
+        """Similarities of the texts drawn with the clips of the batch."""
+        return self.similarities(batch.captions, batch.rows)
+
+    def similarities(self, captions: Tensor, rows: Tensor) -> Tensor:
+        """float [Q, B] of some texts, int64 [Q], with some clips, int64 [B]."""
+        captions, rows = captions.to(self.texts.device), rows.to(self.clips.device)
+        return weighted_similarities(self.texts[captions], self.weights[captions], self.clips[rows], self.present[rows])
 
 
 class TeachText(nn.Module):
@@ -136,3 +167,43 @@ def make_optimizer(
 def learning_rate_at(epoch: int, learning_rate: float = 1e-3, decay: float = 0.95) -> float:
     """The release's schedule: times `decay` after every epoch, no warm-up."""
     return learning_rate * decay**epoch
+
+
+def train_on_clips(
+    recipe: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clips: DescribedClips,
+    epochs: Iterable[Sequence[tuple[np.ndarray, np.ndarray]]],
+    rate: Callable[[int, int], float],
+    clip_norm: float = float("inf"),
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Step on every batch of every epoch, yielding the epoch and the figures of the step.
+
+    `epochs`: for each the clips and texts of its batches, as `draw_epoch` draws them; `rate`: learning rate by epoch
+    and step. The release clips no gradients.
+    """
+    recipe.train()
+    number = 0
+    for epoch, drawn in enumerate(epochs):
+        for rows, captions in drawn:
+            batch = clips.batch(torch.from_numpy(rows), torch.from_numpy(captions))
+            yield epoch, step(recipe, optimizer, batch, rate(epoch, number), clip_norm)
+            number += 1
+
+
+def caption_ranks(teachers: Sequence[StoredSide], clips: DescribedClips, at_once: int = 1024) -> np.ndarray:
+    """float64 [texts]: the place of every text's own clip among all clips, by the mean of the teachers' similarities.
+
+    A text that describes something else has its clip far behind: those are not to be trained on ("denoising").
+    """
+    rows, ranks = torch.arange(len(clips)), []
+    for captions in torch.arange(len(clips.owners)).split(at_once):
+        mean = torch.stack([teacher.similarities(captions, rows) for teacher in teachers]).mean(0)
+        own = mean[torch.arange(len(captions)), clips.owners[captions]][:, None]
+        ranks.append((mean > own).sum(1) + ((mean == own).sum(1) + 1) / 2)
+    return torch.cat(ranks).double().numpy()
+
+
+def caption_mask(ranks: np.ndarray, limit: int) -> np.ndarray:
+    """bool [texts]: those whose clip is among the first `limit`, as the release's `denoise-less100.pkl` says it."""
+    return ranks <= limit
