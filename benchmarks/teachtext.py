@@ -55,7 +55,7 @@ class Setting:
     learning_rate: float = 2e-3
     decay: float = 0.95
     margin: float = 0.2
-    distillation: float = 30.0
+    distillation: float = 100.0
     limit: int = 100
 
 

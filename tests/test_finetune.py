@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.cli import main
 from pipelines.finetune import FinetuneConfig, Split, finetune
+from pipelines.teachtext import Network, TeachTextConfig, Training, teachtext
 from videoclip.data.captions import NO_CAPTIONS
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
 from videoclip.data.words import train_wordpiece
 from videoclip.errors import InputError
 from videoclip.recipes import from_pretrained
+from videoclip.recipes.experts import Experts
 from videoclip.recipes.videoclip import Options, build
 from videoclip.training import OptimizerConfig
 
@@ -99,3 +102,77 @@ def test_the_command_fine_tunes(benchmark: FinetuneConfig, capsys: pytest.Captur
     assert main(words) == 0
     assert "before" in capsys.readouterr().out
     assert main([*words, "--epochs", "0"]) == 2
+
+
+# --- TeachText ----------------------------------------------------------------------------------------------------
+
+
+def tiny_text_encoder(folder: Path, seed: int, width: int) -> str:
+    """A BERT with random weights that knows the benchmark's words."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "video", *NOUNS, *VERBS]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=width, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def taught(benchmark: FinetuneConfig, tmp_path: Path) -> TeachTextConfig:
+    """Two experts from shards, one a sequence, and two text encoders."""
+    texts = tuple(tiny_text_encoder(tmp_path / f"text-{width}", width, width) for width in (16, 24))
+    shards = benchmark.train.shards
+    return TeachTextConfig(
+        (f"rgb={shards}", f"audio={shards}:2"),
+        texts,
+        benchmark.train.annotations,
+        benchmark.train.annotations,
+        network=Network(width=24, text_clusters=2),
+        training=Training(epochs=40, batch=24, learning_rate=1e-2),
+        output=tmp_path / "taught",
+    )
+
+
+def test_teachers_of_two_texts_teach_a_student_that_reads_one(taught: TeachTextConfig) -> None:
+    figures = teachtext(replace(taught, denoise=20))
+    names = [name for name in figures if name.endswith("text to video")]
+    assert names == [
+        f"teacher {taught.texts[0]}, text to video",
+        f"teacher {taught.texts[1]}, text to video",
+        *names[2:],
+    ]
+    assert figures["student, text to video"]["R@10"] > 60 and figures["student, video to text"]["R@10"] > 60
+    model = Experts.from_pretrained(taught.output / "model")
+    assert model.config.names == ("audio", "rgb") and not model.training
+    rows = [json.loads(line) for line in (taught.output / "mask.jsonl").read_text().splitlines()]
+    assert len(rows) == 48 and figures["captions_kept"] == pytest.approx(
+        100 * np.mean([kept for row in rows for kept in row["kept"]]), abs=0.01
+    )
+    steps = [json.loads(line) for line in (taught.output / "training/student/metrics.jsonl").read_text().splitlines()]
+    assert steps[-1]["distillation"] < steps[0]["distillation"] and steps[0]["learning_rate"] == 1e-2
+    assert "gone 0-4" in (taught.output / "quarantine.jsonl").read_text()
+
+
+def test_one_text_alone_teaches_nobody(taught: TeachTextConfig) -> None:
+    training = replace(taught.training, epochs=1)
+    figures = teachtext(replace(taught, texts=taught.texts[:1], training=training, network=Network(16, 2, 0, "moee")))
+    assert [name for name in figures if "text to video" in name] == ["student, text to video"]
+
+
+@pytest.mark.parametrize(
+    ("experts", "message"),
+    [
+        (("rgb",), "--experts 'rgb': expected NAME=FOLDER"),
+        (("rgb=here", "rgb=there"), "given twice"),
+        (("rgb=nowhere", "audio=nowhere"), "nowhere: holds no manifest.json"),
+    ],
+)
+def test_experts_that_cannot_be_are_refused(taught: TeachTextConfig, experts: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        teachtext(replace(taught, experts=experts))

@@ -174,7 +174,7 @@ class Experts(nn.Module):
     def _sequences(self, what: str, x: Tensor | Packed, width: int, there: Tensor | None = None) -> Packed:
         """The rows that count: all of a padded [B, n, d], zeroed where a sequence is missing; of a packed one those
         that are there, followed by zeros if the model knows no masks."""
-        device = self.ce.moe_fc.weight.device
+        weight = self.ce.moe_fc.weight
         got = (x.rows if isinstance(x, Packed) else x).shape
         if len(got) != (2 if isinstance(x, Packed) else 3) or got[-1] != width:
             raise InputError(f"{what}: rows of shape {tuple(got)}, but this model takes rows {width} wide")
@@ -182,12 +182,12 @@ class Experts(nn.Module):
             kept = x.positions < self.config.max_rows
             kept = kept if there is None else kept & there.cpu()[x.owners]
             counts = torch.zeros_like(x.lengths).index_add_(0, x.owners, kept.long())
-            packed = Packed(x.rows[kept.to(x.rows.device)].to(device), counts)
+            packed = Packed(x.rows[kept.to(x.rows.device)].to(weight), counts)
             if self.config.masked:
                 return packed.with_rows(self._finite(what, packed.rows))
-            x, there = x.rows.new_zeros(len(x), self.config.max_rows, width, device=device), None
+            x, there = weight.new_zeros(len(x), self.config.max_rows, width), None
             x[torch.arange(self.config.max_rows) < counts[:, None]] = packed.rows
-        x = x.to(device)
+        x = x.to(weight)
         x = x if there is None else torch.where(there[:, None, None], x, 0)
         lengths = torch.full((len(x),), x.shape[1])
         return Packed(self._finite(what, x.flatten(0, 1)), lengths)
