@@ -100,6 +100,7 @@ def trained(
 ) -> ExpertsSide:
     """A CE network from the first weights and draws that belong to `seed`, so that runs of one seed are pairs."""
     torch.manual_seed(seed)
+    clips = replace(clips, texts={text: clips.texts[text]})  # a batch need not take what nobody reads
     widths = {name: x.shape[1] for name, x in clips.experts.items() if isinstance(x, torch.Tensor)}
     dimension = clips.texts[text].rows.shape[1]
     config = ExpertsConfig.of(widths, dimension, width=setting.width, text_clusters=setting.clusters, text_ghosts=1)
