@@ -30,6 +30,8 @@ VERBS: dict[str, str] = {
     "search": "search:search",
     "serve": "serve:serve",
     "mcp": "mcp_server:serve_mcp",
+    "finetune": "finetune:finetune",
+    "teachtext": "teachtext:teachtext",
     "evaluate youcook2": "evaluate_retrieval:evaluate_retrieval",
     "evaluate msrvtt": "evaluate_retrieval:evaluate_msrvtt",
     "evaluate didemo": "evaluate_retrieval:evaluate_didemo",

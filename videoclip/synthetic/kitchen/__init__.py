@@ -17,16 +17,19 @@ Files written, below one folder:
 """
 
 from videoclip.synthetic.kitchen.annotations import caption, write_annotations
-from videoclip.synthetic.kitchen.narration import narrate
-from videoclip.synthetic.kitchen.pictures import render_video
+from videoclip.synthetic.kitchen.narration import Phrase, narrate, narrate_phrases
+from videoclip.synthetic.kitchen.pictures import draw_seconds, render_video
 from videoclip.synthetic.kitchen.plan import KitchenConfig, KitchenVideo, Step, plan_kitchen
 
 __all__ = [
     "KitchenConfig",
     "KitchenVideo",
+    "Phrase",
     "Step",
     "caption",
+    "draw_seconds",
     "narrate",
+    "narrate_phrases",
     "plan_kitchen",
     "render_video",
     "write_annotations",
