@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.search import SearchConfig, search
 from tests.test_workers import CONFIG, global_batch, share_of
 from videoclip.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from videoclip.data.annotated_clips import AnnotatedClip
@@ -18,10 +19,14 @@ from videoclip.data.words import WordTokenizer, train_wordpiece
 from videoclip.errors import InputError
 from videoclip.evaluation.reranking import judge_of, matching_scores, rerank, reranked_ranks
 from videoclip.evaluation.retrieval import retrieve_clips
+from videoclip.files import sha256
 from videoclip.packed import Packed
 from videoclip.parts.masked_words import CHANCES, NOT_MASKED, WordMask, hide_words
 from videoclip.parts.matching import NONE, draw_negatives, matching_pairs
 from videoclip.recipes import from_pretrained, fusion, videoclip
+from videoclip.search.building import NewVideo, apply_changes, find_changes
+from videoclip.search.store import Store
+from videoclip.search.vectors import BLOCKS, WindowConfig, write_block
 from videoclip.training import OptimizerConfig, make_optimizer, step
 
 SHAPES = ("shared", "separate")
@@ -267,6 +272,54 @@ def test_templates_are_judged_each_and_averaged(make_shards: Callable[..., Shard
     pairs = np.array([0, 0]), found[0]
     each = [matching_scores(model, [said], tokens, *pairs, 12) for said in ("chop the onion", "stir the onion")]
     np.testing.assert_allclose(np.sort(scores[0]), np.sort((each[0] + each[1]) / 2), rtol=1e-5, atol=1e-6)
+
+
+def archive_of(tmp_path: Path, shards: Shards, model: fusion.Recipe) -> tuple[Path, Path]:
+    """The folders of a saved model and of an archive of all videos of the shards."""
+    model.save_pretrained(tmp_path / "model")
+    digest = sha256(tmp_path / "model" / "model.safetensors")
+    store = Store(tmp_path / "index", create=True)
+    store.set("model", digest)
+    windows, names = WindowConfig(6, 3), shards.video_ids()
+    videos = []
+    for row, name in enumerate(names):
+        write_block(model, [shards.tokens(row)], windows, tmp_path / "index" / BLOCKS, name)
+        seconds = len(shards.tokens(row))
+        videos.append(NewVideo(name, name, seconds, float(seconds), shards.record(row).captions, name, 0, 0))
+    apply_changes(store, find_changes(store, dict(zip(names, names))), videos, windows, 1e9, None)
+    store.close()
+    return tmp_path / "model", tmp_path / "index"
+
+
+def test_search_puts_its_best_answers_in_the_order_of_matching(
+    make_shards: Callable[..., Shards], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = make_shards(4)
+    model, tokenizer = tiny_model(shards)
+    folders = archive_of(tmp_path, shards, model)
+    query = "chop the onion"
+    plain = search(SearchConfig(query, *folders, by="picture", count=8))
+    answers = search(SearchConfig(query, *folders, by="picture", count=3, rerank=8, shards=shards.folder))
+    rows = shards.rows_by_id()
+    sure = []
+    for answer in plain:  # by hand, one moment at a time
+        tokens = shards.tokens(rows[answer.video_id])[int(answer.start) : int(answer.end)][:8]
+        words, clip = tokenizer.clip_ids([query], 12), Packed.of([torch.from_numpy(np.array(tokens))])
+        with torch.no_grad():
+            logits = model.matching_logits(model.text_states(words), model.video_states(clip))[0]
+        sure.append(float(logits[1] - logits[0]))
+    best = [plain[number] for number in np.argsort(-np.array(sure), kind="stable")[:3]]
+    assert [(answer.video_id, answer.start) for answer in answers] == [(a.video_id, a.start) for a in best]
+    assert [answer.channels["matching"] for answer in answers] == [1, 2, 3]
+    assert "picture+matching" in capsys.readouterr().out
+    options = {"by": "picture", "rerank": 8}
+    with pytest.raises(InputError, match="give --shards"):
+        search(SearchConfig(query, *folders, count=3, **options))
+    with pytest.raises(InputError, match="from --count 10"):
+        search(SearchConfig(query, *folders, count=10, shards=shards.folder, **options))
+    other = make_shards(2, name="fewer")
+    with pytest.raises(InputError, match="has no tokens of 'video_00"):
+        search(SearchConfig(query, *folders, count=3, shards=other.folder, **options))
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
