@@ -42,8 +42,8 @@ class ConvertFeaturesConfig:
     encoder: str = "s3d"
     """Name of the encoder that made them; tokens of differently named encoders are never mixed."""
     captions: str | None = None
-    """Captions as for `extract`: a folder or a file, HowTo100M's json or csv, srt, vtt and others. They can be given, or
-    changed, later."""
+    """Captions as for `extract`: a folder or a file of HowTo100M's json or csv, srt, vtt and others. They can be given,
+    or changed, later."""
     keep_rolling_repeats: bool = False
     """Leave captions as they are, instead of removing what rolling captions repeat."""
     seed: int = 0
