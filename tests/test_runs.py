@@ -81,12 +81,12 @@ def worker(attempts: Path) -> EncodeVideo:
 
 
 def test_an_error_that_is_not_the_files_costs_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import videoclip.data.video
+    import pipelines.extract
 
     class Probe:
         duration = 1.0
 
-    monkeypatch.setattr(videoclip.data.video, "probe", lambda path: Probe())
+    monkeypatch.setattr(pipelines.extract, "probe", lambda path: Probe())
     row = worker(tmp_path)({"video_id": "a", "path": "a.mp4"})
     assert row["kind"] == "crashed" and row["reason"] == "a.mp4: RuntimeError: CUDA out of memory"
     assert not list(tmp_path.iterdir()), "only a worker that dies leaves a mark"
