@@ -196,7 +196,7 @@ def _short(node: ast.AST | None) -> str:
 
 # --- Mutants with a name ------------------------------------------------------------------------------------------
 
-STAGE = "tests/test_pipelines.py::test_two_workers_train_together_on_all_videos"
+STAGE = "tests/test_pipelines.py::test_two_workers_train_together_on_all_videos_as_one_would"
 NAMED = [  # name, file, text that stands there once, what takes its place, tests
     (
         "no data parallelism",
