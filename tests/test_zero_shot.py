@@ -168,8 +168,6 @@ def test_segments_and_figures_by_hand() -> None:
     mean, deviation = np.mean([0.9, 0.3, 0.8]), np.std([0.9, 0.3, 0.8])
     assert outside_level(scores, labels, "threshold") == pytest.approx(mean + 0.5 * deviation)
     assert outside_level(scores, labels, "never") is None
-    with pytest.raises(InputError, match="unknown rule"):
-        outside_level(scores, labels, "sometimes")
     assert frame_accuracy([np.array([0, 1]), np.array([2])], [np.array([0, 2]), np.array([2])]) == pytest.approx(
         200 / 3
     )
