@@ -1,7 +1,15 @@
 """Public checkpoints and features in, ours out."""
 
 from videoclip.convert.bert import from_bert
+from videoclip.convert.efficient_prompt import from_efficient_prompt
 from videoclip.convert.features import features_to_shards, shards_to_features
 from videoclip.convert.mmpt import describe, from_mmpt
 
-__all__ = ["describe", "features_to_shards", "from_bert", "from_mmpt", "shards_to_features"]
+__all__ = [
+    "describe",
+    "features_to_shards",
+    "from_bert",
+    "from_efficient_prompt",
+    "from_mmpt",
+    "shards_to_features",
+]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RECIPES = {
     "videoclip": "videoclip.recipes.videoclip",
     "margin": "videoclip.recipes.margin",
+    "prompting": "videoclip.recipes.prompting",
 }
 
 
