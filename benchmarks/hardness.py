@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.demo import Corpus, DemoConfig, evaluate, prepare_corpus, pretraining
+from pipelines.experiment import Corpus, evaluate, prepare_corpus, pretraining
 from pipelines.pretrain import PretrainConfig, pretrain
 from pipelines.ray_session import ray_session
 from videoclip.files import read_json_lines, write_json
@@ -64,11 +64,11 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
     with ray_session(None):
         for seed in range(options.seeds):
-            demo, folder = DemoConfig(seed=seed), options.output / f"seed-{seed}"
-            corpus = prepare_corpus(demo, folder)
+            folder = options.output / f"seed-{seed}"
+            corpus = prepare_corpus(folder, seed)
             for variant, changes in VARIANTS.items():
                 name = f"{variant.replace(' ', '-')}-of-{options.videos_per_batch}"
-                config = of_size(pretraining(demo, corpus, folder / name), options.videos_per_batch, corpus)
+                config = of_size(pretraining(corpus, folder / name, seed), options.videos_per_batch, corpus)
                 config = replace(config, **changes)
                 model = pretrain(config).model
                 results[variant].append(of_run(config, *evaluate(corpus, model, folder / name / "evaluation")))

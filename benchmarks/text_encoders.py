@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.demo import Corpus, DemoConfig, evaluate, pretraining
+from pipelines.experiment import Corpus, evaluate, pretraining
 from pipelines.pretrain import pretrain
 from pipelines.ray_session import ray_session
 
@@ -28,13 +28,12 @@ def main() -> None:
     if not (options.demo / "tokens").exists() or package is None or package.origin is None:
         print("needs a finished demo (`make demo`) and the extra `demo`. Skipped.")
         sys.exit(0)
-    config = DemoConfig(output=options.demo)
     corpus = Corpus(options.demo / "corpus", [], options.demo / "tokens" / "train", options.demo / "tokens" / "test")
     texts = {"wordpiece": "wordpiece", "minilm": str(Path(package.origin).parent / "model")}
     with ray_session(None):
         for name, text in texts.items():
             start = time.perf_counter()
-            run = replace(pretraining(config, corpus, options.output / name), text=text)
+            run = replace(pretraining(corpus, options.output / name, seed=0), text=text)
             model = pretrain(run).model
             seconds = time.perf_counter() - start
             retrieval, moments = evaluate(corpus, model, options.output / name / "evaluation")

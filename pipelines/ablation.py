@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.demo import Corpus, DemoConfig, evaluate, prepare_corpus, pretraining
+from pipelines.experiment import Corpus, evaluate, prepare_corpus, pretraining
 from pipelines.pretrain import PretrainConfig, pretrain
 from pipelines.ray_session import ray_session
 from videoclip.files import write_json, write_text
@@ -24,19 +24,19 @@ VARIANTS = {
 }
 
 
-def ablate(config: DemoConfig) -> dict[str, Any]:
+def ablate(folder: Path, first_seed: int, weights: Path | None, epochs: int, address: str | None) -> dict[str, Any]:
     """Train every variant on the corpora of three seeds; write and print one table. Finished runs are kept.
 
     Returns {variant: {figure: [one value a seed]}}.
     """
-    folder = config.output / "ablation"
     results: dict[str, Any] = {variant: {figure: [] for figure in FIGURES} for variant in VARIANTS}
-    with ray_session(config.address):
-        for seed in range(config.seed, config.seed + SEEDS):
-            of_seed = replace(config, seed=seed)
-            corpus = prepare_corpus(of_seed, folder / f"seed-{seed}")
+    with ray_session(address):
+        for seed in range(first_seed, first_seed + SEEDS):
+            of_seed = folder / f"seed-{seed}"
+            corpus = prepare_corpus(of_seed, seed, weights)
             for variant in VARIANTS:
-                figures = _run(variant, of_seed, corpus, folder / f"seed-{seed}")
+                config = pretraining(corpus, of_seed / _folder_name(variant), seed, epochs)
+                figures = _run(_vary(config, variant), corpus)
                 for figure in FIGURES:
                     results[variant][figure].append(figures[figure])
     write_json(folder / "ablation.json", results)
@@ -46,10 +46,12 @@ def ablate(config: DemoConfig) -> dict[str, Any]:
     return results
 
 
-def _run(variant: str, config: DemoConfig, corpus: Corpus, folder: Path) -> dict[str, float]:
-    name = variant.strip("[]").replace("] ", "-").replace("'", "").replace(" ", "-").lower()
-    model = pretrain(_vary(pretraining(config, corpus, folder / name), variant)).model
-    retrieval, moments = evaluate(corpus, model, folder / name / "evaluation")
+def _folder_name(variant: str) -> str:
+    return variant.strip("[]").replace("] ", "-").replace("'", "").replace(" ", "-").lower()
+
+
+def _run(config: PretrainConfig, corpus: Corpus) -> dict[str, float]:
+    retrieval, moments = evaluate(corpus, pretrain(config).model, config.output / "evaluation")
     return {**retrieval, **moments["brief"]}
 
 

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
 from pipelines.ray_session import ray_session
-from pipelines.runs import Quarantine, embed_parts, start_run, with_absolute_paths
-from videoclip.data.clips import ClipConfig
+from pipelines.runs import Quarantine, embed_parts, start_run, with_absolute_paths, writes_output
+from videoclip.data.clips import ClipConfig, ClipSampler
+from videoclip.data.howto100m import read_topics
+from videoclip.data.shards import Shards
+from videoclip.data.words import CaptionWords
+from videoclip.embedding import TwoTowers, embed_videos
 from videoclip.errors import InputError
 from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.files import atomic_path, write_arrays, write_json
+from videoclip.retrieval.clustering import Mode, check_options
+from videoclip.retrieval.epochs import BatchOptions, make_clustering
+from videoclip.retrieval.figures import describe_in_words
 from videoclip.retrieval.index import finite_rows
 
 
@@ -32,8 +39,8 @@ class ClusterConfig:
     """Folder that `videoclip extract` wrote."""
     output: Path = Path("runs/clusters")
     videos_per_batch: int = 32
-    mode: str = "cover"
-    """cover (each video in one batch), random, or paper (Algorithm 1)."""
+    mode: Mode = "cover"
+    """How videos are grouped: cover (similar ones together, each in one batch), random, or paper (Algorithm 1)."""
     hardness: float = 1.0
     """Of `cover`: from 0 (random batches) to 1 (as similar as possible)."""
     faiss_index: str = ""
@@ -47,15 +54,12 @@ class ClusterConfig:
     """Ray cluster to join; without it Ray runs on this machine."""
 
 
+@writes_output
 def cluster(config: ClusterConfig) -> list[list[str]]:
     """Run the stage; returns the batches as lists of video ids.
 
     Raises InputError if model and shards do not fit each other. Videos without captions are left out.
     """
-    from videoclip.data.howto100m import read_topics
-    from videoclip.retrieval.clustering import check_options, cluster_videos
-    from videoclip.retrieval.figures import describe_batches, describe_in_words
-
     config = with_absolute_paths(config)
     check_options(config.videos_per_batch, config.mode, config.hardness)  # now rather than after the embedding
     topics = None if config.topics is None else read_topics(config.topics)
@@ -68,32 +72,28 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
     video_ids = [all_ids[row] for row in rows]
     write_json(config.output / "video_ids.json", video_ids)
     embeddings = np.load(config.output / "embeddings.npy", mmap_mode="r")
-    batches = cluster_videos(
-        embeddings, config.videos_per_batch, config.seed, config.mode, config.hardness, config.faiss_index
-    )
-    named = [[video_ids[row] for row in batch] for batch in batches]
-    write_json(config.output / "batches.json", named)
+    options = BatchOptions(config.videos_per_batch, config.mode, config.hardness, config.faiss_index)
     of_videos = None if topics is None else [topics.get(video_id) for video_id in video_ids]
-    figures = describe_batches(embeddings, batches, of_videos, config.seed)
-    write_json(config.output / "cluster.json", figures)
-    print(f"{describe_in_words(figures)}; {quarantine.summary()}")
+    clustering = make_clustering(embeddings, options, config.seed, topics=of_videos)
+    named = [[video_ids[row] for row in batch] for batch in clustering.batches]
+    write_json(config.output / "batches.json", named)
+    write_json(config.output / "cluster.json", clustering.figures)
+    print(f"{describe_in_words(clustering.figures)}; {quarantine.summary()}")
     return named
 
 
-def _embed(config: ClusterConfig, model: Any, shards: Any, quarantine: Quarantine) -> np.ndarray:
+def _embed(config: ClusterConfig, model: TwoTowers, shards: Shards, quarantine: Quarantine) -> np.ndarray:
     """Embed part by part, as Ray tasks, into `embeddings.npy`; parts that are there already are kept.
 
     Returns the videos' rows in the shards, int64 [N]. Videos whose embedding is not finite go to quarantine.
     """
-    from videoclip.data.words import CaptionWords
-
     CaptionWords(shards, model.tokenizer(), config.output)  # once, for all tasks to find
     settings = f"{config.clips_per_video}-{config.seed}"
-    paths = embed_parts(_embed_part, config, shards, "embedded", settings, "embedding")
+    paths = embed_parts(_embed_some, config, shards, "embedded", settings, "embedding")
     return _join(config, shards, paths, model.config.width, quarantine)
 
 
-def _join(config: ClusterConfig, shards: Any, paths: list[Path], width: int, quarantine: Quarantine) -> np.ndarray:
+def _join(config: ClusterConfig, shards: Shards, paths: list[Path], width: int, quarantine: Quarantine) -> np.ndarray:
     """Put the parts into one memory-mappable array, one part in memory at a time."""
     kept, bad = [], []
     for path in paths:
@@ -120,12 +120,8 @@ def _join(config: ClusterConfig, shards: Any, paths: list[Path], width: int, qua
     return rows
 
 
-def _embed_part(config: ClusterConfig, number: int, path: Path) -> int:
-    import torch
-
-    from videoclip.data.clips import ClipSampler
-    from videoclip.embedding import embed_videos
-
+def _embed_some(config: ClusterConfig, parts: list[tuple[int, Path]]) -> int:
+    """Embed the videos of several parts, each into its file; the shards' other parts are not opened."""
     torch.set_num_threads(1)  # one task a CPU
     model, shards = load_model_and_shards(config.model, config.shards)
     clips = ClipConfig(
@@ -136,8 +132,8 @@ def _embed_part(config: ClusterConfig, number: int, path: Path) -> int:
         min_seconds=min(3, model.config.max_seconds),
     )
     sampler = ClipSampler(shards, model.tokenizer(), clips, config.output)
-    usable = sampler.usable_rows()
-    rows = usable[(usable >= shards.first_rows[number]) & (usable < shards.first_rows[number + 1])]
-    embeddings = embed_videos(model, sampler, rows, config.seed, 0).astype(np.float16)
-    write_arrays(path, rows=rows, embeddings=embeddings)
-    return 1
+    for number, path in parts:
+        rows = sampler.usable_rows_of_part(number)
+        embeddings = embed_videos(model, sampler, rows, config.seed, 0).astype(np.float16)
+        write_arrays(path, rows=rows, embeddings=embeddings)
+    return len(parts)

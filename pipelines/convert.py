@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional
 
-from pipelines.runs import Quarantine
+from pipelines.runs import Quarantine, writes_output
+from videoclip.convert import describe, features_to_shards, from_mmpt, shards_to_features
+from videoclip.data.howto100m import read_raw_captions
+from videoclip.data.shards import Shards
+from videoclip.data.words import WordTokenizer
+from videoclip.encoders.s3d import S3D
 from videoclip.errors import InputError
 
 
@@ -51,13 +56,9 @@ class ConvertShardsConfig:
     output: Annotated[Path, Positional]
 
 
+@writes_output
 def convert_mmpt(config: ConvertMMPTConfig) -> None:
     """Raises InputError if the checkpoint cannot be read safely or is of another model."""
-    from dataclasses import replace
-
-    from videoclip.convert import describe, from_mmpt
-    from videoclip.data.words import WordTokenizer
-    from videoclip.encoders.s3d import S3D
 
     model = from_mmpt(config.checkpoint, config.heads)
     if config.tokenizer is not None:
@@ -78,10 +79,9 @@ def convert_mmpt(config: ConvertMMPTConfig) -> None:
         print(f"  {name}: {value}")
 
 
+@writes_output
 def convert_features(config: ConvertFeaturesConfig) -> None:
     """Raises InputError if nothing in the folder can be used; bad arrays and caption lines go to quarantine."""
-    from videoclip.convert import features_to_shards
-    from videoclip.data.howto100m import read_raw_captions
 
     quarantine = Quarantine(config.output)
     captions = read_raw_captions(config.captions) if config.captions else {}
@@ -98,10 +98,9 @@ def convert_features(config: ConvertFeaturesConfig) -> None:
     print(f"{config.output}: shards written; {quarantine.summary()}")
 
 
+@writes_output
 def convert_shards(config: ConvertShardsConfig) -> None:
     """Raises InputError if the shards are damaged or an id cannot be a file name."""
-    from videoclip.convert import shards_to_features
-    from videoclip.data.shards import Shards
 
     count = shards_to_features(Shards(config.shards, verify=True), config.output)
     print(f"{config.output}: {count} arrays written")

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluate_moments import MomentConfig, evaluate_moments
-from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
-from pipelines.extract import ExtractConfig, extract
-from pipelines.pretrain import PretrainConfig, PretrainResult, pretrain
-from pipelines.ray_session import ray_session, run_tasks
+from pipelines.ablation import ablate
+from pipelines.experiment import EPOCHS, Corpus, evaluate, prepare_corpus, pretraining
+from pipelines.pretrain import PretrainResult, pretrain
+from pipelines.ray_session import ray_session
 from pipelines.report import MOMENT_ROWS, ReportConfig, report
-from pipelines.runs import Stopwatch
-from videoclip.data.clips import ClipConfig
+from pipelines.runs import writes_output
 from videoclip.data.shards import Manifest
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_json, write_text
 from videoclip.model import VideoCLIP
 from videoclip.pretrained import ModelCard
-from videoclip.recipes.videoclip import Options
 from videoclip.report.page import Table
-from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, plan_kitchen, render_video, write_annotations
-from videoclip.training import OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -35,36 +30,24 @@ class DemoConfig:
     output: Path = Path("runs/demo")
     weights: Path | None = None
     """Published X3D-S weights; without them the encoder is a small X3D with random weights."""
-    epochs: int = 40
+    epochs: int = EPOCHS
     ablate: bool = False
     """Compare the paper's choices instead: overlap, clustering, sharing and pooling, three seeds each. Half an hour."""
     address: str | None = None
     """Ray cluster to join; without it Ray runs on this machine."""
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Where the embedded corpus and its tokens are, and how long they took, in seconds."""
-
-    folder: Path
-    videos: list[KitchenVideo]
-    train_shards: Path
-    test_shards: Path
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-
-
+@writes_output
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Run corpus, extraction, pretraining, evaluation and report; returns what `report.json` holds."""
     if config.ablate:
-        from pipelines.ablation import ablate
-
-        return ablate(config)
+        return ablate(config.output / "ablation", config.seed, config.weights, config.epochs, config.address)
     _refuse_other_seed(config)
     start = time.perf_counter()
     with ray_session(config.address):
-        corpus = prepare_corpus(config, config.output)
+        corpus = prepare_corpus(config.output, config.seed, config.weights)
         with corpus.stopwatch.measure("pretrain"):
-            result = pretrain(pretraining(config, corpus, config.output / "pretrain"))
+            result = pretrain(pretraining(corpus, config.output / "pretrain", config.seed, config.epochs))
         corpus.stopwatch.seconds["pretrain"] -= result.cluster_seconds
         corpus.stopwatch.seconds["cluster"] = result.cluster_seconds
         with corpus.stopwatch.measure("evaluate"):
@@ -84,84 +67,6 @@ def _refuse_other_seed(config: DemoConfig) -> None:
     if path.exists() and read_json(path) != asked:
         raise InputError(f"{config.output}: holds a demo of another seed or encoder; choose another --output")
     write_json(path, asked)
-
-
-def prepare_corpus(config: DemoConfig, folder: Path) -> Corpus:
-    """Render the corpus and extract its tokens, unless they are there."""
-    corpus_folder = folder / "corpus"
-    kitchen = KitchenConfig(seed=config.seed)
-    corpus = Corpus(corpus_folder, plan_kitchen(kitchen), folder / "tokens" / "train", folder / "tokens" / "test")
-    with corpus.stopwatch.measure("corpus"):
-        _render(corpus)
-        write_annotations(corpus.videos, kitchen, corpus_folder)
-    with corpus.stopwatch.measure("extract"):
-        encoder = "x3d-s" if config.weights else "x3d-tiny"
-        train = ExtractConfig(
-            corpus_folder / "train" / "videos",
-            corpus.train_shards,
-            corpus_folder / "train" / "raw_caption.json",
-            encoder,
-            config.weights,
-            seed=config.seed,
-        )
-        extract(train)
-        extract(ExtractConfig(corpus_folder / "test" / "videos", corpus.test_shards, encoder_from=corpus.train_shards))
-    return corpus
-
-
-def _render(corpus: Corpus) -> None:
-    def folder_of(video: KitchenVideo) -> Path:
-        return (corpus.folder / video.split / "videos").resolve()
-
-    missing = [v for v in corpus.videos if not (folder_of(v) / f"{v.video_id}.mp4").exists()]
-    work = [(video, folder_of(video)) for video in missing]
-    chunks = [(work[i : i + 8],) for i in range(0, len(work), 8)]
-    total = len(corpus.videos)
-    run_tasks(_render_some, chunks, total - len(missing), total, "video", "corpus")
-
-
-def _render_some(videos: list[tuple[KitchenVideo, Path]]) -> int:
-    for video, folder in videos:
-        render_video(video, folder)
-    return len(videos)
-
-
-def pretraining(config: DemoConfig, corpus: Corpus, output: Path) -> PretrainConfig:
-    """The demo's pretraining: a transformer that two cores can train in a few minutes, on clips of short videos."""
-    return PretrainConfig(
-        shards=corpus.train_shards,
-        output=output,
-        epochs=config.epochs,
-        videos_per_batch=16,
-        vocabulary=1000,
-        model=Options(width=128, layers=2, video_layers=2, heads=4, dropout=0.3),
-        clips=ClipConfig(clips_per_video=8, min_words=4, max_words=32, min_seconds=3, max_seconds=20),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
-        topics=corpus.folder / "train" / "HowTo100M_v1.csv",
-        seed=config.seed,
-    )
-
-
-def evaluate(corpus: Corpus, model: Path, output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Retrieval over the held-out clips and localisation of the held-out queries."""
-    retrieval = evaluate_retrieval(
-        RetrievalConfig(
-            model,
-            corpus.test_shards,
-            corpus.folder / "youcookii_annotations_trainval.json",
-            output / "youcook2" / "metrics.json",
-        )
-    )
-    moments = evaluate_moments(
-        MomentConfig(
-            corpus.folder / "qvhighlights_val.jsonl",
-            model,
-            corpus.test_shards,
-            train_annotations=corpus.folder / "qvhighlights_train.jsonl",
-            output=output / "qvhighlights" / "metrics.json",
-        )
-    )
-    return retrieval, moments
 
 
 def publish_model(

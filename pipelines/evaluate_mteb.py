@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipelines.figures import Figures
 from videoclip.errors import InputError
 from videoclip.files import sha256, write_json
+from videoclip.model import VideoCLIP
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,7 @@ def evaluate_mteb(config: MTEBConfig) -> Figures:
 
     Raises InputError if mteb is not installed or knows no such task.
     """
-    try:
-        import mteb
-    except ImportError:
-        raise InputError("mteb is not installed; run: pip install 'videoclip[mteb]'") from None
-    from videoclip.model import VideoCLIP
-
+    mteb = _mteb()
     try:
         tasks = [mteb.get_task(name) for name in config.tasks]
     except KeyError as error:
@@ -44,11 +42,18 @@ def evaluate_mteb(config: MTEBConfig) -> Figures:
     return run_tasks_of_mteb(VideoCLIP.from_pretrained(config.model), tasks, config)
 
 
-def run_tasks_of_mteb(model: Any, tasks: list[Any], config: MTEBConfig) -> Figures:
-    """Run task objects, which may be of one's own making; as `evaluate_mteb`."""
-    import mteb
+def _mteb() -> ModuleType:
+    """The package, which is an extra. Raises InputError if it is not installed."""
+    try:
+        return import_module("mteb")
+    except ImportError:
+        raise InputError("mteb is not installed; run: pip install 'videoclip[mteb]'") from None
 
-    from videoclip.evaluation.mteb_model import VideoCLIPForMTEB
+
+def run_tasks_of_mteb(model: VideoCLIP, tasks: list[Any], config: MTEBConfig) -> Figures:
+    """Run task objects, which may be of one's own making; as `evaluate_mteb`."""
+    mteb = _mteb()
+    from videoclip.evaluation.mteb_model import VideoCLIPForMTEB  # it imports mteb, too
 
     revision = sha256(config.model / "model.safetensors")[:12]
     name = re.sub(r"[^\w.-]", "-", config.model.resolve().name)

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray.data
+import torch
+from tqdm import tqdm
 
+from pipelines.caption_source import CAPTIONS, CaptionSource
 from pipelines.ray_session import cluster_processors, ray_session
-from pipelines.runs import Quarantine, start_run, with_absolute_paths
-from videoclip.data.captions import NO_CAPTIONS, Captions, captions_of_video
-from videoclip.data.howto100m import read_raw_captions
+from pipelines.runs import (
+    IDENTITY,
+    Quarantine,
+    configuration_before,
+    refuse_other_run,
+    start_run,
+    with_absolute_paths,
+    writes_output,
+)
 from videoclip.data.shards import MANIFEST, Manifest, Shards, ShardWriter, VideoRecord, check_encoder
-from videoclip.data.video import find_videos
+from videoclip.data.video import clips_of_seconds, decode_seconds, find_videos, probe
+from videoclip.encoders.catalog import load_video_encoder, make_video_encoder
+from videoclip.encoders.video_encoder import VideoEncoder
+from videoclip.encoders.x3d import X3D
 from videoclip.errors import InputError
+from videoclip.files import sha256
 
 VIDEOS_AT_ONCE = 4096  # handed to Ray together; a dataset of a million one-video blocks would swamp its scheduler
-ATTEMPTS = 3  # a video that takes its worker down this often goes to quarantine
+ATTEMPTS = 3  # a video that takes its worker down this often in one run goes to quarantine
+ATTEMPTS_FOLDER = ".attempts"  # a mark for each video that is being encoded; it outlives a worker that dies
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,8 @@ class ExtractConfig:
     output: Path = Path("runs/tokens")
     """Folder for the shards."""
     captions: Path | None = None
-    """HowTo100M raw_caption.json, or a folder of <video_id>.csv; needed for training only."""
+    """HowTo100M raw_caption.json, or a folder of <video_id>.csv; needed for training only. They can be given or
+    changed later: the same command with other captions makes these anew and encodes nothing again."""
     encoder: str = "x3d-s"
     """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l, s3d (which needs --weights), or the hub id or
     folder of a Hugging Face vision model such as openai/clip-vit-base-patch32."""
@@ -44,8 +62,10 @@ class ExtractConfig:
     """Clips that random weights are calibrated on, where there are no published ones."""
     keep_rolling_repeats: bool = False
     """Leave captions as they are, instead of removing what rolling captions repeat."""
-    videos_per_part: int = 64
+    videos_per_part: int = 256
     """Videos in one Arrow file; this many at most are encoded again after a crash."""
+    retry_crashed: bool = False
+    """Try videos again that are in quarantine because the work on them crashed (memory, disk, a decoder's bug)."""
     workers: int = 0
     """Encoder processes; 0 for one a CPU."""
     seed: int = 0
@@ -53,52 +73,110 @@ class ExtractConfig:
     """Ray cluster to join, for instance "auto" or ray://head:10001; without it Ray runs on this machine."""
 
 
+@writes_output
 def extract(config: ExtractConfig) -> Shards:
     """Run the stage; returns the finished shards.
 
-    Raises InputError if nothing can be done at all. Videos that cannot be used go to `quarantine.jsonl`.
+    Raises InputError if nothing can be done at all, or if the folder holds the work of other options. Videos that
+    cannot be used, or over which a worker fails, go to `quarantine.jsonl`.
     """
-    from tqdm import tqdm
-
     config = with_absolute_paths(config)
     quarantine = Quarantine(config.output)
     paths = _videos_by_id(config.videos, quarantine)
-    captions = read_raw_captions(config.captions) if config.captions else {}
-    _note_captions_without_video(captions, paths, quarantine)
     encoder = _prepare_encoder(config, list(paths.values()))
     manifest = Manifest(encoder.name, encoder.fingerprint(), encoder.dimension)
-    if (config.output / MANIFEST).exists():
-        stored = Manifest.read(config.output)
-        check_encoder(stored, manifest.fingerprint, manifest.encoder, config.output)
-        done = set(Shards(config.output).video_ids()) if stored.parts else set()
-        missing = [video_id for video_id in done if video_id not in paths]
-        if missing:
-            raise InputError(
-                f"{config.output}: holds the tokens of other videos, for instance {missing[0]!r}; "
-                "choose another --output"
-            )
-    else:
-        done = set()
-    start_run(config.output, "extract", config)
-    todo = [(i, p) for i, p in paths.items() if i not in done and i not in quarantine.video_ids()]
+    identity = _identity(config)
+    before = configuration_before(config.output, "extract")
+    if config.encoder_from is None:  # where it is given, the fingerprint says all
+        refuse_other_run(config.output, identity, _identity_before(config, before))
+    done = _done(config.output, manifest, paths)
+    if config.captions is None and (before.get("captions") or (config.output / CAPTIONS).exists()):
+        raise InputError(
+            f"{config.output}: was made with captions; give --captions again (the same, or others in their place), "
+            "or choose another --output"
+        )
+    captions = CaptionSource(config.captions, config.keep_rolling_repeats, config.seed, quarantine)
+    start_run(config.output, "extract", config, None if (config.output / IDENTITY).exists() else identity)
+    if not (config.output / MANIFEST).exists():
+        encoder.save(config.output)
+    captions.note_unused(paths)
+    captions.update_shards(config.output)
+    if config.retry_crashed:
+        quarantine.forget(kind="crashed")
+    quarantine.save()
+    left_out = quarantine.video_ids() | done
+    todo = [(video_id, path) for video_id, path in paths.items() if video_id not in left_out]
     if todo or not _is_complete(config.output):
-        writer = ShardWriter(config.output, manifest, config.videos_per_part)
-        with ray_session(config.address), tqdm(total=len(paths), initial=len(paths) - len(todo), unit="video") as bar:
-            bar.set_description(f"tokens by {manifest.encoder}")
-            for row in _encode(todo, config):
-                bar.update()
-                if row["reason"]:
-                    quarantine.add(row["video_id"], row["reason"])
-                    quarantine.save()
-                    continue
-                writer.add(_record(row, captions, config, quarantine, manifest.dimension))
-        quarantine.save()
-        if not writer.close().parts:
-            raise InputError(f"{config.videos}: none of the {len(paths)} videos could be used; see {quarantine.path}")
+        _encode_all(todo, len(paths), config, manifest, captions)
+    if not Manifest.read(config.output).parts:
+        raise InputError(f"{config.videos}: none of the {len(paths)} videos could be used; see {quarantine.path}")
     shards = Shards(config.output)
     hours = shards.seconds().sum() / 3600
     print(f"{len(shards)} videos, {hours:.2f} hours of tokens in {config.output}; {quarantine.summary()}")
     return shards
+
+
+def _encode_all(
+    todo: list[tuple[str, Path]], total: int, config: ExtractConfig, manifest: Manifest, captions: CaptionSource
+) -> None:
+    """Encode what is missing into the shards, under a progress bar."""
+    quarantine = captions.quarantine
+    writer = ShardWriter(config.output, manifest, config.videos_per_part)
+    with ray_session(config.address), tqdm(total=total, initial=total - len(todo), unit="video") as bar:
+        bar.set_description(f"tokens by {manifest.encoder}")
+        for row in _encode(todo, config):
+            bar.update()
+            if row["reason"]:
+                quarantine.add(row["video_id"], row["reason"], kind=row["kind"])
+            else:
+                tokens = np.frombuffer(row["tokens"], np.float16).reshape(-1, manifest.dimension)
+                of_video = captions.of_video(row["video_id"], len(tokens))
+                try:
+                    writer.add(VideoRecord(row["video_id"], row["duration"], tokens, of_video))
+                except InputError as error:
+                    quarantine.add(row["video_id"], str(error))
+            quarantine.save()
+    writer.close()
+
+
+def _done(folder: Path, manifest: Manifest, paths: dict[str, Path]) -> set[str]:
+    """Ids of the videos whose tokens are in the folder.
+
+    Raises InputError if they are of another encoder, or of videos that are not among `paths`.
+    """
+    if not (folder / MANIFEST).exists():
+        return set()
+    stored = Manifest.read(folder)
+    check_encoder(stored, manifest.fingerprint, manifest.encoder, folder)
+    done = set(Shards(folder).video_ids()) if stored.parts else set()
+    missing = [video_id for video_id in done if video_id not in paths]
+    if missing:
+        raise InputError(
+            f"{folder}: holds the tokens of other videos, for instance {missing[0]!r}; choose another --output"
+        )
+    return done
+
+
+def _identity(config: ExtractConfig) -> dict[str, Any]:
+    """What decides the encoder's weights. Captions are not among it: they are made again where they change."""
+    if config.encoder_from is not None:
+        return {"encoder_from": "another folder"}
+    calibrated = config.weights is None and config.encoder.startswith("x3d-")
+    return {
+        "encoder": config.encoder,
+        "weights": "" if config.weights is None or not config.weights.is_file() else sha256(config.weights),
+        "seed": config.seed if calibrated else None,
+        "calibration_clips": config.calibration_clips if calibrated else None,
+    }
+
+
+def _identity_before(config: ExtractConfig, before: dict[str, Any]) -> dict[str, Any] | None:
+    """The identity of a run that wrote `extract.json` alone, as runs did before there was `run.json`."""
+    if not before:
+        return None
+    values: dict[str, Any] = {name: before[name] for name in ("encoder", "seed", "calibration_clips")}
+    values |= {name: Path(before[name]) if before[name] else None for name in ("weights", "encoder_from")}
+    return _identity(replace(config, **values))
 
 
 def _videos_by_id(folder: Path, quarantine: Quarantine) -> dict[str, Path]:
@@ -113,18 +191,8 @@ def _videos_by_id(folder: Path, quarantine: Quarantine) -> dict[str, Path]:
     return paths
 
 
-def _note_captions_without_video(captions: dict[str, Any], paths: dict[str, Path], quarantine: Quarantine) -> None:
-    for video_id in captions:
-        if video_id not in paths:
-            unsafe = os.sep in video_id or video_id in ("", ".", "..")
-            reason = "an id that is a path cannot be a video's" if unsafe else "captions of a video that is not there"
-            quarantine.add(video_id, reason, "captions")
-
-
-def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
-    """The frozen encoder, saved in the output for all workers to read; made and calibrated on the first run."""
-    from videoclip.encoders.catalog import load_video_encoder
-
+def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> VideoEncoder:
+    """The frozen encoder: the one in the output, or on the first run a new one, calibrated but not saved yet."""
     if config.encoder_from is not None:
         encoder = load_video_encoder(config.encoder_from)
     elif (config.output / "video_encoder.json").exists():
@@ -136,30 +204,12 @@ def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
         return encoder
     else:
         encoder = _make_encoder(config, videos)
-    if (config.output / MANIFEST).exists():
-        check_encoder(Manifest.read(config.output), encoder.fingerprint(), encoder.name, config.output)
-    encoder.save(config.output)
     return encoder
 
 
-def _make_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
-    from videoclip.encoders.image import ImageEncoder
-    from videoclip.encoders.s3d import S3D
-    from videoclip.encoders.x3d import X3D
-
-    if "/" in config.encoder:
-        return ImageEncoder.from_pretrained(config.encoder)
-    if config.encoder == "s3d":
-        if config.weights is None:
-            raise InputError("the encoder s3d needs its published weights: --weights s3d_howto100m.pth")
-        return S3D.from_howto100m(config.weights)
-    family, _, variant = config.encoder.partition("-")
-    if family != "x3d":
-        raise InputError(
-            f"unknown encoder {config.encoder!r}; choose s3d, x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l or a hub id"
-        )
-    encoder = X3D(variant, config.weights, config.seed)
-    if config.weights is None:
+def _make_encoder(config: ExtractConfig, videos: list[Path]) -> VideoEncoder:
+    encoder = make_video_encoder(config.encoder, config.weights, config.seed)
+    if isinstance(encoder, X3D) and config.weights is None:
         print(
             f"No weights were given: {encoder.name} has random weights, its normalisation fitted to these videos. "
             "That is enough to try things out; for real use pass --weights."
@@ -168,11 +218,9 @@ def _make_encoder(config: ExtractConfig, videos: list[Path]) -> Any:
     return encoder
 
 
-def _calibration_clips(encoder: Any, videos: list[Path], config: ExtractConfig) -> np.ndarray:
+def _calibration_clips(encoder: VideoEncoder, videos: list[Path], config: ExtractConfig) -> np.ndarray:
     """Clips spread evenly over up to 40 of the videos: uint8 [N, T, H, W, 3]. Unreadable videos are passed over;
     extraction itself will name them."""
-    from videoclip.data.video import clips_of_seconds, decode_seconds
-
     generator = np.random.default_rng([config.seed, 5])
     chosen = [videos[i] for i in generator.permutation(len(videos))[:40]]
     wanted = -(-config.calibration_clips // len(chosen))
@@ -203,12 +251,13 @@ def _is_complete(folder: Path) -> bool:
 
 def _encode(todo: list[tuple[str, Path]], config: ExtractConfig) -> Iterator[dict[str, Any]]:
     """Rows of `EncodeVideo`, in the order of `todo`, whichever worker finishes first: parts come out the same."""
-    import ray.data
-
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    attempts = str(config.output / ".attempts")
+    shutil.rmtree(config.output / ATTEMPTS_FOLDER, ignore_errors=True)  # of runs that were interrupted
+    (config.output / ATTEMPTS_FOLDER).mkdir()
+    # Of this run alone: a worker that outlives the run that started it must not count here.
+    attempts = tempfile.mkdtemp(dir=config.output / ATTEMPTS_FOLDER)
     for first in range(0, len(todo), VIDEOS_AT_ONCE):
         rows = [{"video_id": i, "path": str(p)} for i, p in todo[first : first + VIDEOS_AT_ONCE]]
         workers = min(config.workers or cluster_processors(), len(rows))
@@ -219,38 +268,35 @@ def _encode(todo: list[tuple[str, Path]], config: ExtractConfig) -> Iterator[dic
             num_cpus=1,
         )
         yield from dataset.iter_rows()
+    shutil.rmtree(config.output / ATTEMPTS_FOLDER, ignore_errors=True)
 
 
 class EncodeVideo:
     """A Ray actor: holds the encoder, turns one video a call into tokens or into the reason why not."""
 
     def __init__(self, encoder_folder: str, attempts: str) -> None:
-        import torch
-
-        from videoclip.encoders.catalog import load_video_encoder
-
         torch.set_num_threads(1)  # one actor a CPU; threads of several would fight
         self.encoder = load_video_encoder(Path(encoder_folder))
         if torch.cuda.is_available():
             self.encoder.to("cuda").half()
         self.attempts = Path(attempts)
-        self.attempts.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from videoclip.data.video import probe
-
-        result = {"video_id": row["video_id"], "tokens": b"", "duration": 0.0, "reason": ""}
+        result = {"video_id": row["video_id"], "tokens": b"", "duration": 0.0, "reason": "", "kind": "input"}
         path = Path(row["path"])
         mark = self.attempts / hashlib.sha256(row["video_id"].encode()).hexdigest()
         if self._count_attempt(mark) > ATTEMPTS:
             mark.unlink()
-            return {**result, "reason": f"{path}: took its worker down {ATTEMPTS} times"}
+            return {**result, "reason": f"{path}: took its worker down {ATTEMPTS} times", "kind": "crashed"}
         try:
             duration = probe(path).duration
             tokens = self.encoder.encode_video(path)
             result.update(tokens=tokens.tobytes(), duration=duration or float(len(tokens)))
         except InputError as error:
             result["reason"] = str(error)
+        except Exception as error:  # memory, a disk, a decoder's bug: it costs this video, not the archive
+            result.update(reason=f"{path}: {describe_crash(error)}", kind="crashed")
+            self._recover()
         mark.unlink()
         return result
 
@@ -260,24 +306,18 @@ class EncodeVideo:
             file.write(".")
         return mark.stat().st_size
 
+    def _recover(self) -> None:
+        """Free the GPU's memory. Where the GPU no longer answers, nothing works in this process any more: it ends, Ray
+        starts another, and the mark counts the death."""
+        if torch.cuda.is_available():
+            try:
+                torch.cuda.empty_cache()
+                torch.cuda.synchronize()
+            except RuntimeError:
+                os._exit(1)
 
-def _record(
-    row: dict[str, Any],
-    captions: dict[str, Any],
-    config: ExtractConfig,
-    quarantine: Quarantine,
-    dimension: int,
-) -> VideoRecord:
-    tokens = np.frombuffer(row["tokens"], np.float16).reshape(-1, dimension)
-    of_video: Captions = NO_CAPTIONS
-    if row["video_id"] in captions:
-        try:
-            of_video, rejected = captions_of_video(
-                captions[row["video_id"]], len(tokens), row["video_id"], config.seed, config.keep_rolling_repeats
-            )
-        except ValueError as error:
-            quarantine.add(row["video_id"], f"its captions cannot be used: {error}", "captions")
-        else:
-            for reason, count in rejected.items():
-                quarantine.add(row["video_id"], f"{count} caption lines left out: {reason}", "captions")
-    return VideoRecord(row["video_id"], row["duration"], tokens, of_video)
+
+def describe_crash(error: Exception) -> str:
+    """Kind and first line of an error."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

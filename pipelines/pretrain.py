@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -20,7 +20,7 @@ from pipelines.pretrain_batches import BatchPlan
 from pipelines.pretrain_worker import TrainingPlan, train_worker
 from pipelines.ray_session import ray_session
 from pipelines.ray_training import Workers, train_on_workers
-from pipelines.runs import as_json, start_run, with_absolute_paths
+from pipelines.runs import as_json, refuse_other_run, start_run, with_absolute_paths, writes_output
 from pipelines.training_progress import TrainingProgress
 from videoclip.data.clips import ClipConfig
 from videoclip.data.howto100m import read_topics
@@ -28,11 +28,11 @@ from videoclip.data.shards import Shards
 from videoclip.data.words import TOKENIZER_FILE, WordTokenizer, train_wordpiece
 from videoclip.encoders.text import FrozenTextEncoder
 from videoclip.errors import InputError
-from videoclip.files import read_json, read_json_lines, write_json
+from videoclip.files import read_json, read_json_lines
 from videoclip.pretrained import find_folder
 from videoclip.recipes import recipe_named
 from videoclip.recipes import videoclip as videoclip_recipe
-from videoclip.retrieval.clustering import check_options
+from videoclip.retrieval.clustering import Mode, check_options
 from videoclip.retrieval.epochs import BatchOptions
 from videoclip.retrieval.false_negatives import FalseNegativeConfig
 from videoclip.retrieval.figures import describe_in_words
@@ -67,7 +67,7 @@ class PretrainConfig:
     """Start from these weights: the folder or hub id of a BERT, or of a model of ours; its tokenizer comes with it."""
     epochs: int = 25
     videos_per_batch: int = 32
-    batches: Literal["cover", "random", "paper"] = "cover"
+    batches: Mode = "cover"
     """How videos are grouped: cover (similar ones together, each once an epoch), random, or paper (Algorithm 1)."""
     hardness: tuple[float, ...] = (1.0,)
     """Of `cover`: 0 random, 1 as similar as possible. Several values are a schedule, spread evenly over the run."""
@@ -122,6 +122,7 @@ def config_of_recipe(name: str) -> type[PretrainConfig]:
     return made
 
 
+@writes_output
 def pretrain(config: PretrainConfig) -> PretrainResult:
     """Run the stage.
 
@@ -130,14 +131,14 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     config = _with_limits(with_absolute_paths(config))
     _check_options(config)
     shards = Shards(config.shards, verify=config.verify)
-    identity = _identity(config, [part.sha256 for part in shards.manifest.parts])
-    _refuse_other_run(config.output, identity)
+    identity = _identity(config, [part.digest for part in shards.manifest.parts])
+    refuse_other_run(config.output, identity)
     finished = config.output / "model" / "config.json"
     if finished.exists():
         print(f"{config.output / 'model'} is finished; nothing to do")
         return _result(config.output)
+    start_run(config.output, "pretrain", config, identity)
     _prepare_tokenizer(config, shards)
-    start_run(config.output, "pretrain", config)
     with ray_session(config.address):
         _fit(config, identity, len(shards))
     figures = read_json(max((config.output / "batches").glob("clustering-*.json")))
@@ -189,20 +190,6 @@ def _identity(config: PretrainConfig, parts: list[str]) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run."""
     values = {name: value for name, value in as_json(config).items() if name not in WHERE_IT_RUNS}
     return {**values, "parts": parts}
-
-
-def _refuse_other_run(folder: Path, identity: dict[str, Any]) -> None:
-    path = folder / "run.json"
-    if not path.exists():
-        write_json(path, identity)
-        return
-    stored = read_json(path)
-    differing = sorted(key for key in {*stored, *identity} if stored.get(key) != as_json(identity).get(key))
-    if differing:
-        raise InputError(
-            f"{folder}: holds a run with other {', '.join(differing)}; give the same options to continue it, "
-            "or another --output to start anew"
-        )
 
 
 def _prepare_tokenizer(config: PretrainConfig, shards: Shards) -> None:

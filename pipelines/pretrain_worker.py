@@ -113,7 +113,7 @@ def _rank_zero_first(rank: int, action: Callable[[], object]) -> None:
 
 def _start_or_continue(
     plan: TrainingPlan, shards: Shards, tokenizer: WordTokenizer, rank: int
-) -> tuple[nn.Module, torch.optim.Optimizer, TrainingState]:
+) -> tuple[Any, torch.optim.Optimizer, TrainingState]:
     """Module, optimiser and state: new ones, or those of the latest checkpoint."""
     torch.manual_seed(plan.seed)  # the same initial weights everywhere
     recipe = recipe_named(plan.recipe).build(plan.options, shards.manifest, tokenizer)

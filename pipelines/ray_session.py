@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import ray
+import ray.data  # sets up its logger, whose level is lowered below
+import ray.train
+from tqdm import tqdm
 
 from videoclip.errors import InputError
 
@@ -21,15 +27,6 @@ def ray_session(address: str | None) -> Iterator[None]:
     Inside another session (the demo runs several stages in one) nothing is started or stopped.
     Raises InputError if the cluster cannot be reached.
     """
-    # Set before ray is imported, in this process and so in its children.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import logging
-
-    import ray
-
     if ray.is_initialized():
         yield
         return
@@ -51,11 +48,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"no Ray cluster at {address or 'this machine'}: {reason}") from None
-    # Ray Data and Ray Train announce every step; the stages have their own progress. They set their loggers up when
-    # they are imported, so the levels are lowered after that.
-    import ray.data
-    import ray.train
-
+    # Ray Data and Ray Train announce every step; the stages have their own progress.
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -81,8 +74,6 @@ def _silent_stderr() -> Iterator[None]:
 
 def cluster_processors() -> int:
     """How many CPUs the Ray session has, at least one."""
-    import ray
-
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
@@ -117,9 +108,6 @@ def run_tasks(
 
     A call returns how many units it did; `done` of the `total` were there before. What a task raises is raised here.
     """
-    import ray
-    from tqdm import tqdm
-
     task = ray.remote(num_cpus=1)(function)
     pending = [task.remote(*values) for values in arguments]
     with tqdm(total=total, initial=done, unit=unit, desc=what) as bar:

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray.train
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
 from pipelines.ray_session import run_interruptibly
 from videoclip.errors import InputError
 
@@ -27,8 +32,6 @@ class Workers:
 
     def missing(self) -> str:
         """What the session has too little of, with both numbers; empty if all the workers find a place."""
-        import ray
-
         has = ray.cluster_resources()
         kinds = ("CPU", "GPU") if self.gpu else ("CPU",)
         return " and ".join(
@@ -46,9 +49,6 @@ def train_on_workers(
     Raises InputError if the session has too few resources, at the start or for `replacement_seconds` later on, and
     for what is final in a worker.
     """
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     if missing := workers.missing():
         raise InputError(f"--workers {workers.count}: {missing}; ask for fewer workers, or join a larger cluster")
     # Read by Ray Train's controller, which takes its environment from this process. It is how long a placement that
@@ -101,7 +101,6 @@ class _Watch:
 
 def _final_errors() -> Any:
     """A callback for Ray Train's controller; what a callback raises ends the run, where a worker's error does not."""
-    from ray.train import UserCallback
 
     class FinalErrors(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

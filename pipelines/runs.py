@@ -1,20 +1,25 @@
-"""Run folders: what made them, what could not be used, metrics, and how long things took."""
+"""Run folders: who writes them, what made them, what could not be used, metrics, and how long things took."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import json
+import os
+import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from pipelines.ray_session import run_tasks
-from videoclip.files import read_json_lines, sha256, write_json, write_json_lines
+from pipelines.ray_session import cluster_processors, run_tasks
+from videoclip.errors import InputError
+from videoclip.files import parse_json_lines, read_json, read_json_lines, sha256, sync, write_json, write_json_lines
 
 PACKAGES = (
     *("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "faiss-gpu", "pyarrow", "av"),
@@ -23,8 +28,98 @@ PACKAGES = (
 QUARANTINE = "quarantine.jsonl"
 
 
-def start_run(folder: Path, stage: str, config: Any) -> None:
-    """Write `<stage>.json` into a run folder: the resolved configuration and the versions that matter."""
+LOCK = ".lock"
+IDENTITY = "run.json"
+TASKS_A_PROCESSOR = 4  # enough that a slow task does not leave the others idle, few enough to load the model seldom
+
+
+class HasOutput(Protocol):
+    """The options of a stage that writes a folder."""
+
+    @property
+    def output(self) -> Path: ...
+
+
+Config = TypeVar("Config", bound=HasOutput)
+Result = TypeVar("Result")
+
+
+def writes_output(stage: Callable[[Config], Result]) -> Callable[[Config], Result]:
+    """Decorate a stage: while it runs, it alone writes into the folder `config.output`."""
+
+    @functools.wraps(stage)
+    def alone(config: Config) -> Result:
+        with locked(config.output, stage.__name__):
+            return stage(config)
+
+    return alone
+
+
+@contextlib.contextmanager
+def locked(folder: Path, stage: str) -> Iterator[None]:
+    """Hold a folder for one run. The operating system lets go of it when the run ends, however it ends.
+
+    The lock belongs to one opening of the file: two threads refuse each other as two processes do, and Linux carries
+    it to other machines over NFS. Where a file system has no locks, a line says so and the run goes on.
+    Raises InputError, naming the run that is there, if another holds the folder.
+    """
+    import fcntl
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:  # open for writing: NFS locks nothing else exclusively
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                file.seek(0)
+                holder = file.read(200).strip() or "it has not said which"
+                raise InputError(
+                    f"{folder}: another run is writing here ({holder}); wait for it, or choose another --output"
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            print(f"{folder}: this file system keeps no locks; start no second run into it", file=sys.stderr)
+        file.truncate(0)
+        file.write(f"{stage}, process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def refuse_other_run(folder: Path, identity: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> None:
+    """Raises InputError if the folder holds a run of another identity (`run.json`: what makes two runs the same).
+
+    `before` is the identity of the run there, where it is older than `run.json`.
+    """
+    path = Path(folder) / IDENTITY
+    stored = read_json(path) if path.exists() else as_json(dict(before or {}))
+    if not stored:
+        return
+    asked = as_json(dict(identity))
+    differing = sorted(key for key in {*stored, *asked} if stored.get(key) != asked.get(key))
+    if differing:
+        raise InputError(
+            f"{folder}: holds a run with other {', '.join(differing)}; give the same options to continue it, "
+            "or another --output to start anew"
+        )
+
+
+def configuration_before(folder: Path, stage: str) -> dict[str, Any]:
+    """The options of the last run of a stage into this folder, as JSON values; empty where there was none."""
+    path = Path(folder) / f"{stage}.json"
+    return dict(read_json(path)["configuration"]) if path.exists() else {}
+
+
+def start_run(folder: Path, stage: str, config: Any, identity: Mapping[str, Any] | None = None) -> None:
+    """Write into a run folder who the run is: `<stage>.json`, the resolved configuration and the versions that matter,
+    and with `identity` also `run.json`, which later runs are held to.
+
+    To be called once nothing else can be refused: what it writes speaks for the folder.
+    Raises InputError if the folder holds a run of another identity.
+    """
+    if identity is not None:
+        refuse_other_run(folder, identity)
+        write_json(Path(folder) / IDENTITY, as_json(dict(identity)))
     versions = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -44,17 +139,25 @@ def as_json(value: Any) -> Any:
 
 
 def embed_parts(
-    function: Callable[[Any, int, Path], int], config: Any, shards: Any, name: str, settings: str, what: str
+    function: Callable[[Any, list[tuple[int, Path]]], int],
+    config: Any,
+    shards: Any,
+    name: str,
+    settings: str,
+    what: str,
 ) -> list[Path]:
     """One file of embeddings for every part of the shards, in the order of the parts; those there already are kept.
 
-    `function` is called with `config` (which has `model` and `output`), the part's number and the path to write. A
-    file's name says what it depends on: the model's weights, the part, and `settings`.
+    `function` is called, as a Ray task, with `config` (which has `model` and `output`) and several parts: of each its
+    number and the path to write. It returns how many it did. A file's name says what it depends on: the model's
+    weights, the part, and `settings`.
     """
     made_of = sha256(config.model / "model.safetensors")[:12]
-    paths = [config.output / f"{name}-{made_of}-{part.sha256[:12]}-{settings}.npz" for part in shards.manifest.parts]
-    missing = [(config, number, path) for number, path in enumerate(paths) if not path.exists()]
-    run_tasks(function, missing, len(paths) - len(missing), len(paths), "part", what)
+    paths = [config.output / f"{name}-{made_of}-{part.digest[:12]}-{settings}.npz" for part in shards.manifest.parts]
+    missing = [(number, path) for number, path in enumerate(paths) if not path.exists()]
+    size = -(-len(missing) // (TASKS_A_PROCESSOR * cluster_processors())) or 1
+    tasks = [(config, missing[first : first + size]) for first in range(0, len(missing), size)]
+    run_tasks(function, tasks, len(paths) - len(missing), len(paths), "part", what)
     return paths
 
 
@@ -69,23 +172,52 @@ def with_absolute_paths(config: Any) -> Any:
 
 
 class Quarantine:
-    """The list of what could not be used and why, kept in `quarantine.jsonl` and counted for the summary."""
+    """The list of what could not be used and why, appended to `quarantine.jsonl` and counted for the summary.
+
+    A row has `video_id`, `what` is left out (video, file or captions), `kind` and `reason`. The kind is `input` where
+    the file is to blame, and `crashed` where the work on it failed in any other way: a second attempt may succeed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder) / QUARANTINE
-        self.rows: list[dict[str, Any]] = read_json_lines(self.path) if self.path.exists() else []
+        self.rows: list[dict[str, Any]] = []
+        self._size = 0  # bytes of whole lines; a run that was killed may have left half of one after them
+        if self.path.exists():
+            text = self.path.read_bytes()
+            self._size = text.rfind(b"\n") + 1
+            self.rows = parse_json_lines(text[: self._size].decode("utf-8", "replace").split("\n"), self.path)
+        for row in self.rows:  # lists of older runs have no kinds
+            row.setdefault("kind", "crashed" if "took its worker down" in row.get("reason", "") else "input")
         self._known = {(row.get("video_id"), row.get("reason")) for row in self.rows}
+        self._saved = len(self.rows)
 
-    def add(self, video_id: str, reason: str, what: str = "video") -> None:
-        """Note one item, once, however often a run is repeated. `what` is left out: video, file or captions."""
+    def add(self, video_id: str, reason: str, what: str = "video", kind: str = "input") -> None:
+        """Note one item, once, however often a run is repeated. It is on disk after the next `save`."""
         if (video_id, reason) not in self._known:
             self._known.add((video_id, reason))
-            self.rows.append({"video_id": video_id, "what": what, "reason": reason})
+            self.rows.append({"video_id": video_id, "what": what, "kind": kind, "reason": reason})
 
     def save(self) -> None:
-        """Write the list, if there is anything in it."""
-        if self.rows:
-            write_json_lines(self.path, self.rows)
+        """Append what was added since the last time."""
+        new = self.rows[self._saved :]
+        if not new:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new).encode()
+        with open(self.path, "ab") as file:
+            file.truncate(self._size)
+            file.write(lines)
+        sync(self.path)
+        self._saved, self._size = len(self.rows), self._size + len(lines)
+
+    def forget(self, **like: str) -> None:
+        """Strike out the rows with these values, for instance kind="crashed"; the list is written anew, once."""
+        kept = [row for row in self.rows if any(row.get(key) != value for key, value in like.items())]
+        if len(kept) < len(self.rows):
+            self.rows, self._saved = kept, len(kept)
+            self._known = {(row.get("video_id"), row.get("reason")) for row in kept}
+            write_json_lines(self.path, kept)
+            self._size = self.path.stat().st_size
 
     def video_ids(self) -> set[str]:
         """Ids of the videos that are left out as a whole."""
@@ -93,7 +225,9 @@ class Quarantine:
 
     def summary(self) -> str:
         """One clause for the end of a run, for instance `3 in quarantine (quarantine.jsonl)`."""
-        return f"{len(self.rows)} in quarantine ({self.path})" if self.rows else "none in quarantine"
+        crashed = sum(row["kind"] == "crashed" for row in self.rows)
+        again = f", {crashed} of them crashed: --retry-crashed tries these again" if crashed else ""
+        return f"{len(self.rows)} in quarantine ({self.path}){again}" if self.rows else "none in quarantine"
 
 
 class Metrics:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from tyro.conf import Positional
 
 from pipelines.ray_session import ray_session
-from pipelines.runs import embed_parts, start_run, with_absolute_paths
+from pipelines.runs import embed_parts, start_run, with_absolute_paths, writes_output
 from videoclip.errors import InputError
-from videoclip.files import atomic_path, read_json, sha256, write_arrays, write_json
+from videoclip.files import atomic_path, read_arrays, read_json, sha256, write_arrays, write_json
 
 if TYPE_CHECKING:
     from videoclip.data.shards import Shards
@@ -68,6 +68,7 @@ class Moment:
     score: float
 
 
+@writes_output
 def build_index(config: IndexConfig) -> None:
     """Run the stage.
 
@@ -87,8 +88,8 @@ def build_index(config: IndexConfig) -> None:
     start_run(config.output, "index_run", config)
     with ray_session(config.address):
         settings = f"{config.window}-{config.stride}"
-        paths = embed_parts(_embed_part, config, shards, "windows", settings, "indexing")
-    parts = [np.load(path) for path in paths]
+        paths = embed_parts(_embed_some, config, shards, "windows", settings, "indexing")
+    parts = [read_arrays(path) for path in paths]
     features = np.concatenate([part["features"] for part in parts])
     kind = config.faiss_index or choose_index(*features.shape)
     captions = [] if kind == "Flat" else _sample_of_captions(shards)
@@ -121,22 +122,32 @@ def _sample_of_captions(shards: Shards) -> list[str]:
     for row in chosen.tolist():
         part, place = shards.locate(row)
         said = shards.parts[part].captions(place).text
-        picked = generator.choice(len(said), min(each, len(said)), replace=False) if said else []
-        texts.update(dict.fromkeys(said[i] for i in picked))
+        if said:
+            picked = generator.choice(len(said), min(each, len(said)), replace=False)
+            texts.update(dict.fromkeys(said[i] for i in picked))
         if len(texts) >= SAMPLED_CAPTIONS:
             break
     return list(texts)[:SAMPLED_CAPTIONS]
 
 
-def _embed_part(config: IndexConfig, number: int, path: Path) -> int:
+def _embed_some(config: IndexConfig, parts: list[tuple[int, Path]]) -> int:
+    """Embed the windows of several parts, each into its file; the shards' other parts are not opened."""
     import torch
 
-    from videoclip.embedding import embed_clips
     from videoclip.evaluation.inputs import load_model_and_shards
-    from videoclip.evaluation.localization import LocalizationConfig, sliding_windows
 
     torch.set_num_threads(1)  # one task a CPU
     model, shards = load_model_and_shards(config.model, config.shards)
+    for number, path in parts:
+        write_arrays(path, **_windows_of_part(config, model, shards, number))
+    return len(parts)
+
+
+def _windows_of_part(config: IndexConfig, model: Any, shards: Any, number: int) -> dict[str, np.ndarray]:
+    """`windows` int64 [W, 3] (video row, start, end) of a part's videos, and `features` float16 [W, H]."""
+    from videoclip.embedding import embed_clips
+    from videoclip.evaluation.localization import LocalizationConfig, sliding_windows
+
     sliding = LocalizationConfig(sliding_lengths=(config.window,), sliding_stride=config.stride)
     windows, features = [], []
     for row in range(shards.first_rows[number], shards.first_rows[number + 1]):
@@ -146,8 +157,7 @@ def _embed_part(config: IndexConfig, number: int, path: Path) -> int:
             of_video = np.append(of_video, [[len(tokens) - config.window, len(tokens)]], 0)
         windows.append(np.insert(of_video, 0, row, 1))
         features.append(embed_clips(model, tokens, of_video))
-    write_arrays(path, windows=np.concatenate(windows), features=np.concatenate(features))
-    return 1
+    return {"windows": np.concatenate(windows), "features": np.concatenate(features)}
 
 
 def search(config: SearchConfig) -> list[Moment]:

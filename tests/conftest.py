@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from pipelines.extract import ExtractConfig, extract
-from pipelines.pretrain import ModelSize, PretrainConfig, pretrain
+from pipelines.pretrain import PretrainConfig, pretrain
 from pipelines.ray_session import ray_session
 from videoclip.data.captions import Captions
 from videoclip.data.clips import ClipConfig
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
+from videoclip.recipes.videoclip import Options
 from videoclip.synthetic.kitchen import KitchenConfig, plan_kitchen, render_video, write_annotations
 from videoclip.training import OptimizerConfig
 
@@ -181,7 +182,7 @@ def training(tokens: Path, output: Path, **changes: object) -> PretrainConfig:
         epochs=3,
         videos_per_batch=3,
         vocabulary=300,
-        model=ModelSize(width=32, layers=1, heads=2),
+        model=Options(width=32, layers=1, heads=2),
         clips=ClipConfig(clips_per_video=4, max_words=24, max_seconds=16),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),
         threads=1,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from videoclip.data.qvhighlights import MomentQuery, read_qvhighlights
 from videoclip.data.youcook2 import read_youcook2
+from videoclip.embedding import embed_seconds
 from videoclip.errors import InputError
 from videoclip.evaluation.baseline import query_blind_predictions
 from videoclip.evaluation.localization import (
@@ -19,7 +20,6 @@ from videoclip.evaluation.localization import (
     candidate_windows,
     excess_over_threshold,
     find_moments,
-    second_features,
     sliding_windows,
     suppress_overlaps,
 )
@@ -338,7 +338,7 @@ def test_moments_of_short_and_long_videos(method: str, seconds: int) -> None:
     for windows, curve in find_moments(model, tokens, texts, LocalizationConfig(method)):
         assert curve.shape == (seconds,) and 1 <= len(windows) <= 10
         assert (np.diff(windows[:, 2]) <= 0).all()
-    features = second_features(model, tokens, LocalizationConfig())
+    features = embed_seconds(model, tokens)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
 
 

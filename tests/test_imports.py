@@ -24,16 +24,19 @@ for name in {HEAVY!r}: sys.modules[name] = None  # importing any of them now fai
 import videoclip, torch, numpy as np
 from videoclip import VideoCLIP, VideoCLIPConfig
 from videoclip.data.clips import ClipBatch
-from videoclip.training import ClipEmbedder, OptimizerConfig, make_optimizer, training_step
+from videoclip.packed import Packed
+from videoclip.recipes.videoclip import Recipe
+from videoclip.training import OptimizerConfig, make_optimizer, step
 config = VideoCLIPConfig(
     video_dimension=8, width=16, layers=1, heads=2, intermediate=32, vocabulary=30, cls_id=2, sep_id=3
 )
-model = VideoCLIP(config)
+model = Recipe(config)
 optimizer = make_optimizer(model, OptimizerConfig())
 rng = np.random.default_rng(0)
-batch = ClipBatch(rng.standard_normal((7, 8)).astype(np.float16), np.array([3, 4]),
-                  np.array([2, 9, 3, 2, 11, 12, 3], np.int32), np.array([3, 4]), np.array([0, 1]))
-print(training_step(ClipEmbedder(model), optimizer, batch, 1e-3, OptimizerConfig())["loss"])
+lengths = torch.tensor([3, 4])
+batch = ClipBatch(Packed(torch.from_numpy(rng.standard_normal((7, 8)).astype(np.float16)), lengths),
+                  Packed(torch.tensor([2, 9, 3, 2, 11, 12, 3]), lengths), torch.tensor([0, 1]))
+print(step(model, optimizer, batch, 1e-3, 2.0)["loss"])
 model.save_pretrained(sys.argv[1]); VideoCLIP.from_pretrained(sys.argv[1])
 """
     import tempfile
@@ -45,6 +48,6 @@ model.save_pretrained(sys.argv[1]); VideoCLIP.from_pretrained(sys.argv[1])
 
 
 def test_scoring_predictions_does_not_wait_for_torch() -> None:
-    code = "import sys, videoclip.evaluation.moments, pipelines.cli, pipelines.evaluate; print('torch' in sys.modules)"
+    code = "import sys, pipelines.cli, pipelines.evaluate_moments; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr

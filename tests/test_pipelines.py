@@ -31,6 +31,7 @@ from videoclip.data.shards import Shards
 from videoclip.errors import InputError
 from videoclip.files import read_json, read_json_lines
 from videoclip.model import VideoCLIP
+from videoclip.packed import Packed
 from videoclip.synthetic.kitchen import plan_kitchen
 
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def kill_first_worker(name: str, ready: Callable[[], bool]) -> tuple[list[int], 
 
 def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
     marks = tmp_path / "tokens" / ".attempts"
-    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*")))  # while it is at work on a video
+    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*/*")))  # while it is at work on a video
     shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
     thread.join()
     assert killed, "the test must have killed a worker"
@@ -154,7 +155,7 @@ def test_the_model_encodes_files_and_words_as_extraction_did(trained: Path, toke
     video = model.encode_video(corpus / "test" / "videos" / "test_0000.mp4", start=3.0, end=9.0)
     with torch.inference_mode():
         extracted = torch.from_numpy(np.array(Shards(tokens / "test").tokens(0)[3:9]))
-        expected = model.embed_video(extracted, torch.tensor([6]))[0]
+        expected = model.embed_video(Packed(extracted, torch.tensor([6])))[0]
     torch.testing.assert_close(video, expected, atol=2e-3, rtol=0)
     assert model.encode_text(["stir the carrot", "press the egg"]).shape == (2, 32)
 
@@ -372,7 +373,7 @@ def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Pa
     with torch.inference_mode():
         row = shards.video_ids().index(found[0].video_id)
         window = torch.from_numpy(np.array(shards.tokens(row)[found[0].start : found[0].end]))
-        video = model.embed_video(window, torch.tensor([len(window)]))[0]
+        video = model.embed_video(Packed(window, torch.tensor([len(window)])))[0]
     assert float(model.encode_text(["the egg is poured in the pan"])[0] @ video) == pytest.approx(
         found[0].score, abs=1e-4
     )

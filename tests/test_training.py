@@ -1,6 +1,7 @@
 """One step learns, an epoch uses every video once on every number of workers, and a resume changes nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,32 +10,33 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videoclip.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from videoclip.data.clips import ClipConfig, ClipSampler
 from videoclip.data.shards import Shards
 from videoclip.data.words import train_wordpiece
+from videoclip.embedding import embed_videos
 from videoclip.errors import InputError
-from videoclip.model import VideoCLIP, VideoCLIPConfig
+from videoclip.model import VideoCLIPConfig
+from videoclip.recipes.videoclip import Recipe
 from videoclip.retrieval import cluster_videos
+from videoclip.retrieval.false_negatives import PAPER, FalseNegativeConfig
 from videoclip.training import (
-    ClipEmbedder,
+    EpochBatches,
     OptimizerConfig,
-    TrainingState,
-    embed_videos,
-    epoch_batches,
-    learning_rate,
-    load_checkpoint,
+    StuckLoss,
+    learning_rate_at,
     make_optimizer,
-    save_checkpoint,
     spread_batches,
+    step,
     train_epoch,
 )
 
 OPTIMIZER = OptimizerConfig(learning_rate=2e-3, warmup_steps=5)
 
 
-def make_model(vocabulary: int) -> VideoCLIP:
+def make_model(vocabulary: int) -> Recipe:
     torch.manual_seed(0)
-    return VideoCLIP(
+    return Recipe(
         VideoCLIPConfig(
             video_dimension=16,
             width=32,
@@ -58,7 +60,7 @@ def sampler(make_shards: Callable[..., Shards], tmp_path: Path) -> ClipSampler:
     return sampler
 
 
-def run(sampler: ClipSampler, epochs: int, stop: int = 0, folder: Path | None = None) -> tuple[VideoCLIP, list[float]]:
+def run(sampler: ClipSampler, epochs: int, stop: int = 0, folder: Path | None = None) -> tuple[Recipe, list[float]]:
     """Train `epochs` epochs; with `stop`, save after that many and go on with a fresh process's objects."""
     model = make_model(sampler.vocabulary)  # type: ignore[attr-defined]
     optimizer, state, losses = make_optimizer(model, OPTIMIZER), TrainingState(), []
@@ -71,8 +73,8 @@ def run(sampler: ClipSampler, epochs: int, stop: int = 0, folder: Path | None = 
             state = load_checkpoint(folder, model, optimizer, {"seed": 1})
         embeddings = embed_videos(model, sampler, rows, 1, state.epoch)
         batches = [rows[batch] for batch in cluster_videos(embeddings, 5, state.epoch)]
-        drawn = epoch_batches(sampler, spread_batches(batches, 1), 1, state.epoch)
-        epoch = train_epoch(ClipEmbedder(model), optimizer, drawn, state, 60, OPTIMIZER)
+        drawn = EpochBatches(sampler, spread_batches(batches, 1), 1, state.epoch)
+        epoch = train_epoch(model, optimizer, drawn, state, 60, OPTIMIZER)
         losses += [metrics["loss"] for _, metrics in epoch]
     return model, losses
 
@@ -115,6 +117,59 @@ def test_every_video_is_used_once_and_workers_step_together(videos: int, size: i
 
 def test_the_rate_warms_up_and_decays_to_zero() -> None:
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=10)
-    rates = [learning_rate(step, 100, config) for step in range(101)]
+    rates = [learning_rate_at(number, 100, config) for number in range(101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) == rates[10] and rates[100] == 0
     assert (np.diff(rates[10:]) < 0).all()
+
+
+def test_every_epoch_draws_other_clips_and_the_same_epoch_the_same(sampler: ClipSampler) -> None:
+    steps = spread_batches([sampler.usable_rows()[:5]], 1)
+
+    def drawn(epoch: int) -> torch.Tensor:
+        return next(iter(EpochBatches(sampler, steps, 1, epoch))).video_tokens.rows
+
+    assert torch.equal(drawn(3), drawn(3))
+    assert drawn(3).shape != drawn(4).shape or not torch.equal(drawn(3), drawn(4))
+
+
+def test_what_clustering_and_options_say_of_negatives_reaches_the_loss(sampler: ClipSampler) -> None:
+    rows = sampler.usable_rows()[:2]
+    duplicates = np.zeros(len(sampler.shards), np.int64)  # every video is every other one
+    steps = spread_batches([rows], 1)
+    model = make_model(sampler.vocabulary).train()  # type: ignore[attr-defined]
+
+    def excluded(rules: FalseNegativeConfig, labels: np.ndarray | None) -> float:
+        batch = next(iter(EpochBatches(sampler, steps, 1, 0, 0, rules, labels)))
+        assert len(batch) == 8 and batch.rows_per_rank == (8,)
+        return float(model(batch)["excluded"])
+
+    only_videos = FalseNegativeConfig(same_text=False)
+    assert excluded(only_videos, duplicates) == pytest.approx(0.5), "all pairs of the other video"
+    assert excluded(only_videos, None) == 0 == excluded(PAPER, duplicates)
+
+
+def test_an_update_whose_gradient_is_not_finite_changes_nothing_and_a_few_end_the_run(sampler: ClipSampler) -> None:
+    model = make_model(sampler.vocabulary)  # type: ignore[attr-defined]
+    optimizer = make_optimizer(model, OPTIMIZER)
+    good = EpochBatches(sampler, spread_batches([sampler.usable_rows()[:4]], 1), 1, 0).draw(0)
+    bad = replace(good, video_tokens=good.video_tokens.with_rows(good.video_tokens.rows * torch.inf))
+    assert step(model.train(), optimizer, good, 1e-3, 2.0)["skipped"] == 0
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    moments = [value.clone() for state in optimizer.state.values() for value in state.values()]
+    assert step(model, optimizer, bad, 1e-3, 2.0)["skipped"] == 1
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(moments, (v for s in optimizer.state.values() for v in s.values())))
+    state = TrainingState()
+    taken = list(train_epoch(model, optimizer, [good, bad, good, bad], state, 60, OPTIMIZER))
+    assert [figures["skipped"] for _, figures in taken] == [0, 1, 0, 1] and state == TrainingState(1, 4)
+    with pytest.raises(InputError, match="not finite in 5 steps in a row"):
+        list(train_epoch(model, optimizer, [good, *[bad] * 9], state, 60, OPTIMIZER))
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_a_loss_that_stays_at_chance_is_said_once() -> None:
+    stuck = StuckLoss()
+    said = [stuck.notice(9.69, 9.7) for _ in range(500)]
+    assert sum(map(bool, said)) == 1 and said[199] and "--model.temperature" in said[199]
+    learning = StuckLoss()
+    assert not any(learning.notice(9.7 if n % 150 else 8.0, 9.7) for n in range(1000))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,14 @@ def write_arrays(path: Path, **arrays: Any) -> None:
         np.savez(file, **arrays)
 
 
+def read_arrays(path: Path) -> dict[str, Any]:
+    """All arrays of an .npz file, by name; the file is closed again."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -97,18 +105,23 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    rows = []
     with open(path, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not valid JSON ({error.msg})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-            rows.append(row)
+        return parse_json_lines(lines, path)
+
+
+def parse_json_lines(lines: Iterable[str], path: Path) -> list[dict[str, Any]]:
+    """One JSON object a line, empty lines aside. `path` is for the error: InputError as of `read_json_lines`."""
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+        rows.append(row)
     return rows
 
 

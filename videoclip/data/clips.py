@@ -153,37 +153,51 @@ class ClipSampler:
 
     def usable_rows(self) -> np.ndarray:
         """int64 [N]: rows of the videos that have at least one caption of at least one word."""
-        usable = []
-        for reader, (_, offsets), first in zip(self.shards.parts, self._words.parts, self.shards.first_rows):
-            words = offsets[reader.caption_offsets]
-            usable.append(first + np.flatnonzero(np.diff(words) > 0))
-        return np.concatenate(usable)
+        return np.concatenate([self.usable_rows_of_part(part) for part in range(len(self.shards.parts))])
+
+    def usable_rows_of_part(self, part: int) -> np.ndarray:
+        """`usable_rows` that lie in one part; no other is opened."""
+        offsets = self._words.parts[part][1][self.shards.parts[part].caption_offsets]
+        return self.shards.first_rows[part] + np.flatnonzero(np.diff(offsets) > 0)
 
     def batch(self, rows: np.ndarray, generator: np.random.Generator) -> ClipBatch:
-        """Pairs from the videos at `rows` (int64 [V]), `clips_per_video` of each, in that order."""
-        places = [self.shards.locate(int(row)) for row in rows]
-        bounds = [self.shards.parts[p].caption_offsets[r : r + 2] for p, r in places]
-        parts = [self.shards.parts[p] for p, _ in places]
-        captions = np.array([last - first for first, last in bounds], np.int64)
-        seconds = np.array([part.token_offsets[r + 1] - part.token_offsets[r] for part, (_, r) in zip(parts, places)])
-        starts = np.concatenate([part.caption_start[f:l] for part, (f, l) in zip(parts, bounds)])
-        ends = np.concatenate([part.caption_end[f:l] for part, (f, l) in zip(parts, bounds)])
-        word_offsets = [self._words.parts[p][1][f : l + 1] for (p, _), (f, l) in zip(places, bounds)]
-        words = np.concatenate([np.diff(offsets) for offsets in word_offsets])
-        pairs = sample_pairs(starts, ends, words, captions, seconds, self.config, generator)
+        """Pairs from the videos at `rows` (int64 [V]), `clips_per_video` of each, in that order.
 
-        tokens, texts = [], []
-        for v, a, b, i, count in zip(
-            *(column.tolist() for column in (pairs.video, pairs.a, pairs.b, pairs.i, pairs.words))
-        ):
-            part, first = parts[v], int(parts[v].token_offsets[places[v][1]])
-            tokens.append(part.flat_tokens[first + a : first + b])
+        Of every video a copy is taken: what viewed its part would keep it open, and a batch may touch hundreds.
+        """
+        places = [self.shards.locate(int(row)) for row in rows]
+        captions, seconds = np.zeros((2, len(places)), np.int64)
+        starts, ends, word_offsets = [], [], []
+        for v, (p, r) in enumerate(places):
+            part = self.shards.parts[p]
+            first, last = part.caption_offsets[r : r + 2]
+            captions[v], seconds[v] = last - first, part.token_offsets[r + 1] - part.token_offsets[r]
+            starts.append(part.caption_start[first:last].copy())
+            ends.append(part.caption_end[first:last].copy())
+            word_offsets.append(self._words.parts[p][1][first : last + 1])
+        words = np.concatenate([np.diff(offsets) for offsets in word_offsets])
+        pairs = sample_pairs(
+            np.concatenate(starts), np.concatenate(ends), words, captions, seconds, self.config, generator
+        )
+        texts = []
+        for v, i, count in zip(*(column.tolist() for column in (pairs.video, pairs.i, pairs.words))):
             begin = int(word_offsets[v][i])
             texts.append(self._words.parts[places[v][0]][0][begin : begin + count])
         return ClipBatch(
-            Packed(torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(pairs.b - pairs.a)),
+            Packed(self._tokens(places, pairs), torch.from_numpy(pairs.b - pairs.a)),
             Packed(torch.from_numpy(np.concatenate(texts)), torch.from_numpy(pairs.words)).wrapped(
                 torch.tensor([self.cls_id], dtype=torch.int32), torch.tensor([self.sep_id], dtype=torch.int32)
             ),
             torch.from_numpy(rows[pairs.video]),
         )
+
+    def _tokens(self, places: list[tuple[int, int]], pairs: ClipPairs) -> Tensor:
+        """float16 [N, D]: the pairs' seconds, end to end, of videos at `places` (part, row inside it)."""
+        ends = np.cumsum(pairs.b - pairs.a)
+        tokens = np.empty((int(ends[-1]) if len(ends) else 0, self.shards.manifest.dimension), np.float16)
+        for v, a, b, end in zip(*(column.tolist() for column in (pairs.video, pairs.a, pairs.b, ends))):
+            p, r = places[v]
+            part = self.shards.parts[p]
+            first = int(part.token_offsets[r])
+            tokens[end - (b - a) : end] = part.flat_tokens[first + a : first + b]
+        return torch.from_numpy(tokens)

@@ -4,10 +4,13 @@ A folder of shards holds `part-00000.arrow` …, `manifest.json`, the frozen enc
 (`video_encoder.json` and `.safetensors`) and `quarantine.jsonl`, the videos that could not be used and why.
 One row of a part is one video: `video_id`, `duration` in seconds, `tokens` float16 [T, D] (one row a second), and
 its captions. A part is written once, under a temporary name, synced and renamed; then the manifest names it.
+Captions that were given or changed later lie beside the part, in `captions-00000-<digest>.arrow`, and go before those
+inside it: tokens cost days, captions minutes, so they can be made again alone (`recaption.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from videoclip.data.captions import Captions
+from videoclip.data.lazy import Lazy, open_files
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, read_json, sha256, write_json
 
@@ -35,14 +39,34 @@ class VideoRecord:
 
 
 @dataclass(frozen=True)
+class CaptionFile:
+    """What the manifest says of the captions that lie beside a part."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Part:
-    """What the manifest says of one Arrow file. `seconds` is its number of token rows."""
+    """What the manifest says of one Arrow file. `seconds` is its number of token rows.
+
+    `captions` is the file that holds its captions, where they are no longer those inside it.
+    """
 
     name: str
     videos: int
     seconds: int
     bytes: int
     sha256: str
+    captions: CaptionFile | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 that stands for tokens and captions together."""
+        if self.captions is None:
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256}{self.captions.sha256}".encode()).hexdigest()
 
 
 @dataclass
@@ -67,13 +91,22 @@ class Manifest:
         try:
             if values["schema_version"] != SCHEMA_VERSION:
                 raise InputError(f"{path}: schema version {values['schema_version']}, this reads {SCHEMA_VERSION}")
-            return cls(**{**values, "parts": [Part(**part) for part in values["parts"]]})
+            return cls(**{**values, "parts": [_read_part(part) for part in values["parts"]]})
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: not a manifest of shards ({error})") from None
 
     def write(self, folder: Path) -> None:
         """Write atomically into `folder`."""
-        write_json(Path(folder) / MANIFEST, asdict(self))
+        values = asdict(self)
+        for part in values["parts"]:
+            if part["captions"] is None:
+                del part["captions"]
+        write_json(Path(folder) / MANIFEST, values)
+
+
+def _read_part(values: dict[str, Any]) -> Part:
+    captions = values.get("captions")
+    return Part(**{**values, "captions": None if captions is None else CaptionFile(**captions)})
 
 
 class ShardWriter:
@@ -118,13 +151,13 @@ class ShardWriter:
         import pyarrow as pa
 
         name = f"part-{len(self.manifest.parts):05d}.arrow"
-        batch = _to_arrow(self._waiting, self.manifest.dimension)
         with atomic_path(self.folder / name) as temporary:
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-                writer.write_batch(batch)
+            with pa.OSFile(str(temporary), "wb") as sink:
+                write_batch(sink, _to_arrow(self._waiting, self.manifest.dimension))
             digest, size = sha256(temporary), temporary.stat().st_size
         seconds = sum(len(record.tokens) for record in self._waiting)
         self.manifest.parts.append(Part(name, len(self._waiting), seconds, size, digest))
+        self.manifest.complete = False  # until `close`, also where videos are added to a folder that was complete
         self.manifest.write(self.folder)
         self._waiting = []
 
@@ -132,7 +165,8 @@ class ShardWriter:
 class Shards:
     """Read-only view of a folder of shards: rows are videos, counted through all parts.
 
-    Opening reads the manifest and maps the files; tokens are read when they are touched.
+    Opening reads the manifest and looks at the files' sizes; a part is mapped when it is first touched and closed
+    again when many others were touched since, unless an array that views it still lives.
     Raises InputError if a part is missing or disagrees with the manifest (with `verify`, also by checksum).
     """
 
@@ -143,7 +177,12 @@ class Shards:
             raise InputError(f"{self.folder}: holds no finished part yet; run `videoclip extract` to the end")
         for part in self.manifest.parts:
             check_part(self.folder, part, verify)
-        self.parts = [PartReader(self.folder / part.name, self.manifest.dimension) for part in self.manifest.parts]
+        directory, manifest = self.folder, self.manifest  # not self: a circle would keep maps open until it is found
+        self.parts = Lazy(
+            len(manifest.parts),
+            lambda number: open_part(directory, manifest.parts[number], manifest.dimension),
+            limit=open_files() // 8,  # two descriptors a part at most; the rest of the process needs some too
+        )
         self.first_rows = np.cumsum([0] + [part.videos for part in self.manifest.parts])
 
     def __len__(self) -> int:
@@ -190,27 +229,39 @@ class Shards:
         return np.concatenate([np.diff(part.token_offsets) for part in self.parts])
 
 
+def open_part(folder: Path, part: Part, dimension: int) -> PartReader:
+    """Map one part, with the captions beside it if it has any there."""
+    captions = None if part.captions is None else folder / part.captions.name
+    return PartReader(folder / part.name, dimension, captions)
+
+
 class PartReader:
-    """One memory-mapped Arrow file. Offsets say where the rows of a video lie in the flat columns."""
+    """One memory-mapped Arrow file. Offsets say where the rows of a video lie in the flat columns.
 
-    def __init__(self, path: Path, dimension: int) -> None:
-        import pyarrow as pa
+    Maps stay open as long as the reader or arrays that view it live.
+    """
 
+    def __init__(self, path: Path, dimension: int, captions: Path | None = None) -> None:
+        """`captions` is the file that holds the captions, where they are not those inside the part."""
+        batch = _map_batch(path)
+        of_captions = batch if captions is None else _map_batch(captions)
         try:
-            # The map stays open as long as arrays that view it live.
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            batch = reader.get_batch(0)
             tokens = batch.column("tokens")
             self.token_offsets = tokens.offsets.to_numpy()
             self.flat_tokens = tokens.values.values.to_numpy(zero_copy_only=True).reshape(-1, dimension)
-            starts, ends = batch.column("caption_start"), batch.column("caption_end")
+            self._ids, self._durations = batch.column("video_id"), batch.column("duration").to_numpy()
+        except (KeyError, ValueError, AttributeError) as error:
+            raise _unreadable(path, error) from None
+        try:
+            starts, ends = of_captions.column("caption_start"), of_captions.column("caption_end")
             self.caption_offsets = starts.offsets.to_numpy()
             self.caption_start = starts.values.to_numpy(zero_copy_only=True)
             self.caption_end = ends.values.to_numpy(zero_copy_only=True)
-            self.caption_text = batch.column("caption_text").values
-            self._ids, self._durations = batch.column("video_id"), batch.column("duration").to_numpy()
-        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-            raise InputError(f"{path}: not a readable part ({str(error).splitlines()[0]})") from None
+            self.caption_text = of_captions.column("caption_text").values
+        except (KeyError, ValueError, AttributeError) as error:
+            raise _unreadable(captions or path, error) from None
+        if len(of_captions) != len(batch):
+            raise InputError(f"{captions}: captions of {len(of_captions)} videos where the part has {len(batch)}")
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -233,16 +284,19 @@ class PartReader:
 
 def check_part(folder: Path, part: Part, verify: bool) -> None:
     """Raises InputError, naming the part, if the file is not the one that the manifest describes."""
-    path = Path(folder) / part.name
-    if Path(part.name).name != part.name:
-        raise InputError(f"{folder}: the manifest names a part outside the folder: {part.name!r}")
-    if not path.is_file():
-        raise InputError(f"{path}: the manifest lists this part but it is missing; extract again into a new folder")
-    size = path.stat().st_size
-    if size != part.bytes:
-        raise InputError(f"{path}: {size} bytes where the manifest says {part.bytes}; the part is damaged")
-    if verify and sha256(path) != part.sha256:
-        raise InputError(f"{path}: its checksum is not the manifest's; the part is damaged")
+    for file in (part, part.captions):
+        if file is None:
+            continue
+        path = Path(folder) / file.name
+        if Path(file.name).name != file.name:
+            raise InputError(f"{folder}: the manifest names a part outside the folder: {file.name!r}")
+        if not path.is_file():
+            raise InputError(f"{path}: the manifest lists this part but it is missing; extract again into a new folder")
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise InputError(f"{path}: {size} bytes where the manifest says {file.bytes}; the part is damaged")
+        if verify and sha256(path) != file.sha256:
+            raise InputError(f"{path}: its checksum is not the manifest's; the part is damaged")
 
 
 def check_encoder(manifest: Manifest, fingerprint: str, encoder: str, where: Path | str) -> None:
@@ -264,26 +318,57 @@ def check_tokens(tokens: np.ndarray, dimension: int, video_id: str) -> None:
         raise InputError(f"video {video_id!r}: tokens that are not finite numbers")
 
 
+def _map_batch(path: Path) -> Any:
+    """The one record batch of an Arrow file, mapped."""
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: not a readable part ({str(error).splitlines()[0]})")
+
+
+def write_batch(sink: Any, batch: Any) -> None:
+    """Write one record batch as an Arrow file into an open pyarrow stream."""
+    import pyarrow as pa
+
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
 def _to_arrow(records: list[VideoRecord], dimension: int) -> Any:
     import pyarrow as pa
 
     flat = np.concatenate([np.asarray(record.tokens, np.float16) for record in records]).reshape(-1)
     token_offsets = _offsets(len(record.tokens) for record in records).astype(np.int64)
-    caption_offsets = _offsets(len(record.captions) for record in records).astype(np.int32)
-    texts = pa.array([text for record in records for text in record.captions.text], pa.string())
-
-    def per_caption(values: Any) -> Any:
-        return pa.ListArray.from_arrays(pa.array(caption_offsets), values)
-
     columns = {
         "video_id": pa.array([record.video_id for record in records], pa.string()),
         "duration": pa.array([record.duration for record in records], pa.float64()),
         "tokens": pa.LargeListArray.from_arrays(
             pa.array(token_offsets), pa.FixedSizeListArray.from_arrays(pa.array(flat), dimension)
         ),
-        "caption_start": per_caption(pa.array(np.concatenate([r.captions.start for r in records]), pa.float32())),
-        "caption_end": per_caption(pa.array(np.concatenate([r.captions.end for r in records]), pa.float32())),
-        "caption_text": per_caption(texts),
+    }
+    captions = captions_to_arrow([record.captions for record in records])
+    return pa.record_batch([*columns.values(), *captions.columns], names=[*columns, *captions.schema.names])
+
+
+def captions_to_arrow(captions: list[Captions]) -> Any:
+    """A record batch with the three caption columns of a part, one row a video."""
+    import pyarrow as pa
+
+    offsets = _offsets(len(of_video) for of_video in captions).astype(np.int32)
+
+    def per_caption(values: Any) -> Any:
+        return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+    columns = {
+        "caption_start": per_caption(pa.array(np.concatenate([c.start for c in captions]), pa.float32())),
+        "caption_end": per_caption(pa.array(np.concatenate([c.end for c in captions]), pa.float32())),
+        "caption_text": per_caption(pa.array([text for c in captions for text in c.text], pa.string())),
     }
     return pa.record_batch(list(columns.values()), names=list(columns))
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from videoclip.data.lazy import Lazy
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
-from videoclip.files import write_array, write_text
+from videoclip.files import atomic_path, write_text
 from videoclip.packed import Packed
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -115,27 +116,50 @@ def train_wordpiece(texts: Iterable[str], vocabulary: int = 2000) -> WordTokeniz
 
 
 class CaptionWords:
-    """Word ids of every caption of a folder of shards: made once for a tokenizer, then memory-mapped.
+    """Word ids of every caption of a folder of shards: made once for a tokenizer, in one file, then memory-mapped.
 
+    The Arrow file has a record batch a part; a row of it is the word ids of one caption.
     `parts[p]` is (ids int32 [words], offsets int64 [captions + 1]), in the order of part p's captions.
     """
 
     def __init__(self, shards: Shards, tokenizer: WordTokenizer, folder: Path) -> None:
-        """Files go to `folder/words-<tokenizer>-<shards>/`; those already there are used again."""
-        identity = hashlib.sha256("".join(part.sha256 for part in shards.manifest.parts).encode()).hexdigest()
-        self.folder = Path(folder) / f"words-{tokenizer.fingerprint()[:12]}-{identity[:12]}"
-        self.parts = []
-        for part, reader in zip(shards.manifest.parts, shards.parts):
-            ids_path = self.folder / f"{part.name}.ids.npy"
-            offsets_path = self.folder / f"{part.name}.offsets.npy"
-            if not offsets_path.exists():
-                ids = tokenizer.word_ids(reader.caption_text.to_pylist())
+        """The file is `folder/words-<tokenizer>-<shards>.arrow`; if it is there already it is used again."""
+        identity = hashlib.sha256("".join(part.digest for part in shards.manifest.parts).encode()).hexdigest()
+        self.path = Path(folder) / f"words-{tokenizer.fingerprint()[:12]}-{identity[:12]}.arrow"
+        if not self.path.exists():
+            self._write(shards, tokenizer)
+        self.parts = self._open(len(shards.manifest.parts))
+
+    def _write(self, shards: Shards, tokenizer: WordTokenizer) -> None:
+        import pyarrow as pa
+
+        schema = pa.schema({"words": pa.large_list(pa.int32())})
+        with (
+            atomic_path(self.path) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
+            for part in shards.parts:
+                ids = tokenizer.word_ids(part.caption_text.to_pylist())
                 offsets = np.cumsum([0] + [len(row) for row in ids], dtype=np.int64)
-                write_array(ids_path, np.array([word for row in ids for word in row], np.int32))
-                write_array(offsets_path, offsets)  # written last: it marks the pair as finished
-            self.parts.append((_load(ids_path), _load(offsets_path)))
+                flat = np.array([word for row in ids for word in row], np.int32)
+                words = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
+                writer.write_batch(pa.record_batch([words], schema=schema))
 
+    def _open(self, parts: int) -> Lazy[tuple[np.ndarray, np.ndarray]]:
+        import pyarrow as pa
 
-def _load(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r")
-    return np.asarray(array)
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{self.path}: {str(error).splitlines()[0]}; delete this file, it is made again") from None
+        if reader.num_record_batches != parts:
+            raise InputError(f"{self.path}: is not of these shards; delete this file, it is made again")
+
+        def of_part(number: int) -> tuple[np.ndarray, np.ndarray]:
+            words = reader.get_batch(number).column("words")
+            if not len(words):
+                return np.zeros(0, np.int32), np.zeros(1, np.int64)
+            return words.values.to_numpy(zero_copy_only=True), words.offsets.to_numpy(zero_copy_only=True)
+
+        return Lazy(parts, of_part, limit=parts)  # views of one map: to keep them costs nothing

@@ -17,7 +17,7 @@ import numpy as np
 
 from videoclip.errors import InputError
 
-Query = tuple[str, str, str, str, int]  # video, start, end, sentence, how many times seen before
+Query = tuple[tuple[str, str, str, str], int]  # (video, start, end, sentence), how many times seen before
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def ranks_by_query(rows: Sequence[dict[str, Any]], where: str) -> dict[Query, fl
         if isinstance(rank, bool) or not isinstance(rank, (int, float)) or not rank >= 1 or "sentence" not in row:
             raise InputError(f"{where}: row {number} has no rank; compare takes the results of retrieval evaluations")
         clip = (str(row.get("video_id")), str(row.get("start")), str(row.get("end")), str(row["sentence"]))
-        ranks[(*clip, seen[clip])] = float(rank)
+        ranks[(clip, seen[clip])] = float(rank)
         seen[clip] += 1
     if not ranks:
         raise InputError(f"{where}: holds no queries")

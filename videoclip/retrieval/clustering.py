@@ -12,13 +12,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args
 
 import numpy as np
 
 from videoclip.errors import InputError
 from videoclip.retrieval.index import BLOCK, SimilarityIndex, finite_rows, load_faiss, unit, unit_rows
 
-MODES = ("cover", "random", "paper")
+Mode = Literal["cover", "random", "paper"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 CELL = 512  # videos that are grouped together, looking at all pairs; cells hold up to twice as many
 CELLS_AT_ONCE = 1024  # most centres of one k-means: more are made by clustering cells again
 ROWS_PER_CENTRE = 64  # that k-means is fitted to
@@ -29,7 +31,7 @@ def cluster_videos(
     embeddings: np.ndarray,
     videos_per_batch: int = 32,
     seed: int = 0,
-    mode: str = "cover",
+    mode: Mode = "cover",
     hardness: float = 1.0,
     faiss_index: str = "",
 ) -> list[np.ndarray]:
@@ -60,7 +62,7 @@ def cluster_videos(
     return _soften(batches, hardness, generator) if hardness < 1 else batches
 
 
-def check_options(videos_per_batch: int, mode: str, hardness: float) -> None:
+def check_options(videos_per_batch: int, mode: Mode, hardness: float) -> None:
     """For callers that embed videos first: raises InputError if `cluster_videos` cannot have these options.
 
     Also if `paper` has no Faiss to find neighbours with.

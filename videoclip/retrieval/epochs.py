@@ -11,7 +11,7 @@ import numpy as np
 
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_arrays, write_json
-from videoclip.retrieval.clustering import cluster_videos
+from videoclip.retrieval.clustering import Mode, cluster_videos
 from videoclip.retrieval.false_negatives import near_duplicates
 from videoclip.retrieval.figures import describe_batches
 from videoclip.retrieval.index import finite_rows
@@ -22,7 +22,7 @@ class BatchOptions:
     """How videos are grouped into batches; as `cluster_videos` takes them."""
 
     videos_per_batch: int = 32
-    mode: str = "cover"
+    mode: Mode = "cover"
     hardness: float = 1.0
     faiss_index: str = ""
     duplicate_similarity: float | None = None
