@@ -46,11 +46,11 @@ def read_keys(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: () if shape == "scalar" else tuple(map(int, shape.split("x"))) for name, shape, _ in rows}
 
 
-@pytest.fixture(scope="module")
-def release(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def release(reference: Path, tmp_path: Path) -> Path:
     """A checkpoint as the release writes it, with the tiny model's tensors."""
     keys = read_keys(reference / "efficient_prompt_tiny_keys.tsv")
-    path = tmp_path_factory.mktemp("release") / "checkpoint_iter1100.pth.tar"
+    path = tmp_path / "checkpoint_iter1100.pth.tar"
     state = {name: weight_by_name(name, shape) for name, shape in keys.items()}
     torch.save({"state_dict": state, "optimizer": {"state": {}, "param_groups": []}, "iteration": 1100}, path)
     return path
@@ -153,7 +153,7 @@ def test_prompts_stand_around_the_words(position: str) -> None:
 
 def test_names_that_do_not_fit_are_named_and_sentences_cut_and_counted() -> None:
     model = prompted(Options(prefix=8, postfix=8, layers=0), small_clip())
-    with pytest.raises(InputError, match="text 1 has 13 words; .* there is room for 12"):
+    with pytest.raises(InputError, match=r"text 1 has 13 words; .* there is room for 12"):
         model.class_features([[1, 2, 3], list(range(15))])
     cut, count = fit_words([[1, 2, 3], list(range(15))], model.prompts.room)
     assert count == 1 and cut == [[1, 2, 3], [*range(13), 14]]
@@ -190,12 +190,12 @@ def test_prompts_learn_and_the_frozen_towers_stay(kind: str) -> None:
     optimizer = make_optimizer(model, OptimizerConfig(learning_rate=1e-2, weight_decay=0.01))
     model.train()
     assert not model.towers.training
-    before = float(model(batch)["loss"])
+    before = model(batch)["loss"].item()
     for _ in range(30):
         optimizer.zero_grad()
         model(batch)["loss"].backward()
         optimizer.step()
-    assert float(model(batch)["loss"]) < 0.2 * before
+    assert model(batch)["loss"].item() < 0.2 * before
     for name, value in model.towers.state_dict().items():
         assert torch.equal(value, frozen[name]), name
 
@@ -301,9 +301,9 @@ def test_an_archive_that_would_run_something_is_refused(tmp_path: Path, capsys: 
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("model/data.pkl", buffer.getvalue())
         archive.writestr("model/constants.pkl", b"")
-    with pytest.raises(InputError, match="it wants .*print"):
+    with pytest.raises(InputError, match=r"it wants .*print"):
         read_clip(path)
     torch.save({"state_dict": Runs()}, path)
-    with pytest.raises(InputError, match="cannot be read safely|not a weights file"):
+    with pytest.raises(InputError, match="can be read safely"):
         convert.from_efficient_prompt(path)
     assert "this was run" not in capsys.readouterr().out

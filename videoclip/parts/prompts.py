@@ -70,10 +70,9 @@ class Prompts(nn.Module):
 
         Raises InputError, with its number, for a text that does not fit the positions, or lacks start and end.
         """
-        if len(words) and (int(words.lengths.max()) > self.room + 2 or int(words.lengths.min()) < 2):
-            place = (
-                int(words.lengths.argmax()) if int(words.lengths.max()) > self.room + 2 else int(words.lengths.argmin())
-            )
+        bad = (words.lengths > self.room + 2) | (words.lengths < 2)
+        if bad.any():
+            place = int(bad.int().argmax())
             raise InputError(
                 f"text {place} has {int(words.lengths[place]) - 2} words; with prompts of {self.prefix} and "
                 f"{self.postfix} there is room for {self.room} between a start and an end word"

@@ -64,7 +64,7 @@ class SavedTowers(nn.Module):
         return F.normalize(mean, dim=0)
 
     def save_pretrained(self, folder: Path | str, card: ModelCard | None = None, **_: object) -> None:
-        """Write `config.json`, `model.safetensors`, the tokenizer and frozen encoders that the model has, and a card."""
+        """Write `config.json`, `model.safetensors`, a card, and the tokenizer and frozen encoders that are there."""
         folder = Path(folder)
         save_model(folder, self, self.config, self.recipe)
         save_card(folder, card or ModelCard(), self.config.describe())
