@@ -25,6 +25,7 @@ RECIPES = {
     "videoclip": "videoclip.recipes.videoclip",
     "margin": "videoclip.recipes.margin",
     "prompting": "videoclip.recipes.prompting",
+    "towers": "videoclip.recipes.towers",
 }
 
 
