@@ -83,6 +83,7 @@ def extract(config: ExtractConfig) -> Shards:
     config = with_absolute_paths(config)
     quarantine = Quarantine(config.output)
     paths = _videos_by_id(config.videos, quarantine)
+    captions = CaptionSource(config.captions, config.keep_rolling_repeats, config.seed, quarantine)
     encoder = _prepare_encoder(config, list(paths.values()))
     manifest = Manifest(encoder.name, encoder.fingerprint(), encoder.dimension)
     identity = _identity(config)
@@ -95,7 +96,6 @@ def extract(config: ExtractConfig) -> Shards:
             f"{config.output}: was made with captions; give --captions again (the same, or others in their place), "
             "or choose another --output"
         )
-    captions = CaptionSource(config.captions, config.keep_rolling_repeats, config.seed, quarantine)
     start_run(config.output, "extract", config, None if (config.output / IDENTITY).exists() else identity)
     if not (config.output / MANIFEST).exists():
         encoder.save(config.output)

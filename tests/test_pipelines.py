@@ -24,7 +24,7 @@ from pipelines.evaluate_moments import MomentConfig, evaluate_moments
 from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.extract import extract
 from pipelines.pretrain import pretrain
-from pipelines.pretrain_batches import cluster_to_file, hardness_of_epoch, read_clustering
+from pipelines.pretrain_batches import BatchPlan, cluster_to_file
 from pipelines.report import ReportConfig, report
 from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.shards import Shards
@@ -32,6 +32,7 @@ from videoclip.errors import InputError
 from videoclip.files import read_json, read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.packed import Packed
+from videoclip.retrieval.epochs import BatchOptions, Clustering
 from videoclip.synthetic.kitchen import plan_kitchen
 
 pytestmark = pytest.mark.slow
@@ -227,20 +228,21 @@ def test_clusterings_made_ahead_are_the_same_after_a_worker_is_killed(ray: None,
 def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_clustered(
     tokens: Path, tmp_path: Path
 ) -> None:
-    config = training(tokens, tmp_path)
     rows = np.array([0, 1, 2, 3, 5, 6, 7, 8, 9])
     embeddings = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float16)
     embeddings[4, 3], embeddings[8, 0] = np.nan, np.inf
     np.save(tmp_path / "a.npy", embeddings[:5])
     np.save(tmp_path / "b.npy", embeddings[5:])
-    cluster_to_file(config, 0, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "clustering.npz")
-    clustering = read_clustering(tmp_path / "clustering.npz")
+    path, options = tmp_path / "clustering.npz", BatchOptions(3)
+    cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], path, options, 0)
+    clustering = Clustering.load(path)
+    assert clustering.left_out.tolist() == [5, 9]
     assert sorted(np.concatenate(clustering.batches).tolist()) == [0, 1, 2, 3, 6, 7, 8]
     quarantined = read_json_lines(tmp_path / "quarantine.jsonl")
     assert [row["video_id"] for row in quarantined] == ["train_0005", "train_0009"]
     np.save(tmp_path / "a.npy", np.full((9, 8), np.nan, np.float16))
     with pytest.raises(InputError, match="no video has a finite embedding"):
-        cluster_to_file(config, 1, rows, [tmp_path / "a.npy"], tmp_path / "none.npz")
+        cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy"], tmp_path / "none.npz", options, 0)
 
 
 def test_two_workers_train_together_on_all_videos(
@@ -265,10 +267,10 @@ def test_two_workers_train_together_on_all_videos(
     ]
 
 
-def test_hardness_follows_its_schedule(tmp_path: Path) -> None:
-    config = training(tmp_path, tmp_path, epochs=5, hardness=(0.0, 1.0, 0.5))
-    assert [hardness_of_epoch(config, epoch) for epoch in range(5)] == [0, 0.5, 1, 0.75, 0.5]
-    assert hardness_of_epoch(replace(config, hardness=(0.3,)), 4) == pytest.approx(0.3)
+def test_hardness_follows_its_schedule() -> None:
+    plan = BatchPlan(BatchOptions(), (0.0, 1.0, 0.5), 5, 1, False, None, seed=0)
+    assert [plan.of_clustering(epoch)[0].hardness for epoch in range(5)] == [0, 0.5, 1, 0.75, 0.5]
+    assert replace(plan, hardness=(0.3,)).of_clustering(4)[0].hardness == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
