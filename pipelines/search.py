@@ -29,7 +29,7 @@ class IndexConfig:
     """Index every window of every video, so that a search takes milliseconds. Run it again to go on."""
 
     model: Path
-    """Folder of a trained model."""
+    """Folder of a trained model; or `frozen`: the two-tower model that made the shards, with no training at all."""
     shards: Path
     """Folder that `videoclip extract` wrote."""
     output: Path = Path("runs/index")
@@ -50,7 +50,7 @@ class SearchConfig:
     query: Annotated[str, Positional]
     """What to look for, in quotes."""
     model: Path
-    """Folder of the model that made the index."""
+    """Folder of the model that made the index, or `frozen`."""
     index: Path = Path("runs/index")
     count: int = 10
     """How many answers."""
@@ -101,7 +101,8 @@ def build_index(config: IndexConfig) -> None:
     write_arrays(config.output / "windows.npz", windows=np.concatenate([part["windows"] for part in parts]))
     write_json(config.output / "video_ids.json", shards.video_ids())
     description = {
-        "model": sha256(config.model / "model.safetensors"),
+        "model": _identity(config.model, config.shards),
+        "shards": str(config.shards),
         "index": sha256(config.output / "index.faiss"),
         "windows": len(features),
         "description": index.description + asked,
@@ -160,22 +161,34 @@ def _windows_of_part(config: IndexConfig, model: Any, shards: Any, number: int) 
     return {"windows": np.concatenate(windows), "features": np.concatenate(features)}
 
 
+def _identity(model: Path, shards: Path) -> str:
+    """What tells one model from another: its weights' digest, or the fingerprint of the frozen towers."""
+    from videoclip.data.shards import Manifest
+    from videoclip.evaluation.inputs import is_frozen
+
+    return Manifest.read(shards).fingerprint if is_frozen(model) else sha256(model / "model.safetensors")
+
+
 def search(config: SearchConfig) -> list[Moment]:
     """Answer one query and print the answers, best first.
 
     Raises InputError if there is no index, it is damaged, or another model made it.
     """
-    from videoclip.model import VideoCLIP
+    from videoclip.evaluation.inputs import is_frozen
+    from videoclip.recipes import from_pretrained
+    from videoclip.recipes.towers import frozen_towers
     from videoclip.retrieval.index import SimilarityIndex
 
     description = read_json(config.index / "index.json")
-    if description["model"] != sha256(config.model / "model.safetensors"):
+    if description["model"] != _identity(config.model, Path(description.get("shards", ""))):
         raise InputError(f"{config.index}: was made by another model; run `videoclip index` with this one")
     if description["index"] != sha256(config.index / "index.faiss"):
         raise InputError(f"{config.index / 'index.faiss'}: is damaged; run `videoclip index` again")
     if not config.query.strip():
         raise InputError("the query is empty")
-    text = VideoCLIP.from_pretrained(config.model).encode_text([config.query]).numpy()
+    frozen = is_frozen(config.model)
+    model = frozen_towers(Path(description["shards"])) if frozen else from_pretrained(config.model)
+    text = model.encode_text([config.query]).numpy()
     index = SimilarityIndex.load(config.index / "index.faiss", description["description"])
     with np.load(config.index / "windows.npz") as stored:
         windows = stored["windows"]

@@ -104,9 +104,10 @@ class ImageEncoder(VideoEncoder):
         return encoder
 
     def text_tower(self) -> TextTower:
-        """The text side that belongs to the images. Raises InputError if the model has none."""
+        """The text side that belongs to the images. Raises InputError if there is none, or it is not one."""
         if self.words is None:
-            raise InputError(f"the encoder {self.name} has no text side: it is a model of images alone")
+            reason = "came without tokenizer.json" if hasattr(self.network, "get_text_features") else "has no text side"
+            raise InputError(f"the encoder {self.name} {reason}; extract with a model of pictures and texts")
         tower = TextTower(self.network, self.words)
         word = Packed(torch.tensor([self.words.cls_id, self.words.sep_id]), torch.tensor([2]))
         width = tower.encode(word)[0].shape[1]

@@ -20,13 +20,15 @@ from videoclip.data.clips import ClipBatch
 from videoclip.data.shards import Manifest, check_encoder
 from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
+from videoclip.files import read_json
 from videoclip.model import VideoCLIP, VideoCLIPConfig
 from videoclip.packed import Packed
 from videoclip.parts.clip import Clip, ClipConfig
+from videoclip.parts.clip_files import read_clip
 from videoclip.parts.pairs import gather_pairs
 from videoclip.parts.prompts import Position, Prompts, TemporalTransformer, TextSide, pack_words
 from videoclip.parts.saved import SavedTowers
-from videoclip.pretrained import find_folder, load_weights, read_config
+from videoclip.pretrained import CONFIG_FILE, find_folder, load_weights, read_config
 
 LONGEST_CLIP = 8  # times the frames that are sampled: longer clips are cut by those who ask
 
@@ -241,10 +243,14 @@ def build(options: Options, manifest: Manifest, tokenizer: WordTokenizer) -> Rec
     return model
 
 
+def tokenizer_of(options: Options) -> WordTokenizer:
+    """What cuts texts for the towers. Raises InputError as `load_towers`."""
+    return load_towers(options.towers)[1]
+
+
 def load_towers(path_or_id: str) -> tuple[Clip | VideoCLIP, WordTokenizer]:
     """A frozen dual encoder and its tokenizer: a model of ours, or a CLIP. Raises InputError if it is neither."""
-    from videoclip.parts.clip_files import read_clip
-    from videoclip.recipes import from_pretrained
+    from videoclip.recipes import from_pretrained  # which imports this file
 
     if not path_or_id:
         raise InputError("name the frozen dual encoder: --model.towers FOLDER, a hub id, or OpenAI's file")
@@ -252,9 +258,7 @@ def load_towers(path_or_id: str) -> tuple[Clip | VideoCLIP, WordTokenizer]:
         folder = Path(path_or_id).parent
         return read_clip(path_or_id), WordTokenizer.load(folder)
     folder = find_folder(path_or_id)
-    from videoclip.files import read_json
-
-    if read_json(folder / "config.json").get("model_type") == "clip":
+    if read_json(folder / CONFIG_FILE).get("model_type") == "clip":
         return read_clip(folder), WordTokenizer.load(folder)
     model = cast(nn.Module, from_pretrained(folder))
     if not isinstance(model, VideoCLIP):

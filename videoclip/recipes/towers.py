@@ -42,7 +42,7 @@ class Options:
     """Small transformers on top of frozen towers, whose shards are read with the text side that belongs to them."""
 
     encoder: str = ""
-    """Folder with the frozen towers: of the shards that are trained on, or of a model. Empty: given otherwise."""
+    """Folder with the frozen towers; empty: that of the shards."""
     hidden_width: int = 256
     """Of the small transformers."""
     layers: int = 2
@@ -51,8 +51,10 @@ class Options:
     """Times the mean squared distance of embeddings from the frozen model's, added to the loss."""
     temperature: float = 0.05
     """Starting value; it is learned."""
-    max_seconds: int = 32
-    max_words: int = 61
+    max_seconds: int = 0
+    """Longest video clip that the model takes; 0: that of the training clips."""
+    max_words: int = 0
+    """Longest text that the model takes, at most the towers' own; 0: that of the training clips."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class Recipe(SavedTowers):
         """The frozen text side, on this model's device. Raises InputError if the frozen encoder has none."""
         if self._text_tower is None:
             encoder = image_encoder(self.frozen.need_video_encoder(self.config.video_encoder), "this model")
-            encoder.to(self.log_temperature.device)
             self._text_tower = encoder.text_tower()
+        self._text_tower.network.to(self.log_temperature.device)
         return self._text_tower
 
     def tokenizer(self) -> WordTokenizer:
@@ -183,7 +185,8 @@ class Recipe(SavedTowers):
     def _with(frozen: Tensor, addition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Frozen vectors of unit length, and with the addition to that. Zeros change no bit of them."""
         frozen = F.normalize(frozen, dim=-1)
-        return frozen, F.normalize(frozen if addition is None else frozen + addition, dim=-1)
+        added = frozen if addition is None else frozen + addition
+        return F.normalize(frozen, dim=-1), F.normalize(added, dim=-1)
 
     @property
     def temperature(self) -> Tensor:
@@ -253,9 +256,19 @@ def build(options: Options, manifest: Manifest, tokenizer: WordTokenizer) -> Rec
     """
     if not options.encoder:
         raise InputError("name the folder of the frozen towers: --model.encoder, the shards' own folder")
-    encoder = image_encoder(load_video_encoder(Path(options.encoder)), options.encoder)
+    encoder = read_towers(options)
     check_encoder(manifest, encoder.fingerprint(), f"the towers in {options.encoder}", "the shards")
     model = around(encoder, options)
     if model.tokenizer().fingerprint() != tokenizer.fingerprint():
         raise InputError(f"words are cut by another tokenizer than the towers'; give --tokenizer {options.encoder}")
     return model
+
+
+def read_towers(options: Options) -> ImageEncoder:
+    """The frozen towers that the options name. Raises InputError if there are none, or they have no text side."""
+    return image_encoder(load_video_encoder(Path(options.encoder)), options.encoder)
+
+
+def tokenizer_of(options: Options) -> WordTokenizer:
+    """What cuts texts for the towers. Raises InputError as `read_towers`."""
+    return read_towers(options).text_tower().words
