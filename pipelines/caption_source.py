@@ -1,4 +1,4 @@
-"""The captions of `videoclip extract`: which there are, whether the shards have them, and each video's own."""
+"""The captions of `extract` and `convert features`: which there are, whether the shards have them, each video's own."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ class CaptionSource:
             self.description = {"sha256": _digest(path), "keep_rolling_repeats": keep_rolling_repeats}
             if not keep_rolling_repeats:
                 self.description["seed"] = seed
+
+    def refuse_left_out(self, folder: Path, before: bool = False) -> None:
+        """Raises InputError if the folder's videos have captions (`before`: by the word of an older run) and none are
+        given now: those that are added would have none, and nobody would see which."""
+        if not self.description and (before or (folder / CAPTIONS).exists()):
+            raise InputError(
+                f"{folder}: was made with captions; give --captions again (the same, or others in their place), "
+                "or choose another --output"
+            )
 
     def update_shards(self, folder: Path) -> None:
         """Give the videos that are there already these captions, if they have others or none."""

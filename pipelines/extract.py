@@ -16,8 +16,8 @@ import ray.data
 import torch
 from tqdm import tqdm
 
-from pipelines.caption_source import CAPTIONS, CaptionSource
-from pipelines.ray_session import cluster_processors, ray_session
+from pipelines.caption_source import CaptionSource
+from pipelines.ray_session import cluster_processors, missing_resources, ray_session, refuse_missing
 from pipelines.runs import (
     IDENTITY,
     Quarantine,
@@ -67,7 +67,7 @@ class ExtractConfig:
     retry_crashed: bool = False
     """Try videos again that are in quarantine because the work on them crashed (memory, disk, a decoder's bug)."""
     workers: int = 0
-    """Encoder processes; 0 for one a CPU."""
+    """Encoder processes, at most one a CPU; 0 for as many as that."""
     seed: int = 0
     address: str | None = None
     """Ray cluster to join, for instance "auto" or ray://head:10001; without it Ray runs on this machine."""
@@ -91,16 +91,12 @@ def extract(config: ExtractConfig) -> Shards:
     if config.encoder_from is None:  # where it is given, the fingerprint says all
         refuse_other_run(config.output, identity, _identity_before(config, before))
     done = _done(config.output, manifest, paths)
-    if config.captions is None and (before.get("captions") or (config.output / CAPTIONS).exists()):
-        raise InputError(
-            f"{config.output}: was made with captions; give --captions again (the same, or others in their place), "
-            "or choose another --output"
-        )
+    captions.refuse_left_out(config.output, bool(before.get("captions")))
     start_run(config.output, "extract", config, None if (config.output / IDENTITY).exists() else identity)
     if not (config.output / MANIFEST).exists():
         encoder.save(config.output)
-    captions.note_unused(paths)
     captions.update_shards(config.output)
+    captions.note_unused(paths)
     if config.retry_crashed:
         quarantine.forget(kind="crashed")
     quarantine.save()
@@ -121,8 +117,9 @@ def _encode_all(
 ) -> None:
     """Encode what is missing into the shards, under a progress bar."""
     quarantine = captions.quarantine
-    writer = ShardWriter(config.output, manifest, config.videos_per_part)
     with ray_session(config.address), tqdm(total=total, initial=total - len(todo), unit="video") as bar:
+        refuse_missing(config.workers, missing_resources(config.workers))
+        writer = ShardWriter(config.output, manifest, config.videos_per_part)
         bar.set_description(f"tokens by {manifest.encoder}")
         for row in _encode(todo, config):
             bar.update()

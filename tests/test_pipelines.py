@@ -6,9 +6,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +14,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import KITCHEN, extraction, training
+from conftest import KITCHEN, kill_first_worker, training
 
 from pipelines.cli import VERBS, main
 from pipelines.cluster import ClusterConfig, cluster
 from pipelines.evaluate_moments import MomentConfig, evaluate_moments
 from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
-from pipelines.extract import extract
 from pipelines.pretrain import pretrain
 from pipelines.pretrain_batches import BatchPlan, cluster_to_file
 from pipelines.report import ReportConfig, report
@@ -36,97 +33,6 @@ from videoclip.retrieval.epochs import BatchOptions, Clustering
 from videoclip.synthetic.kitchen import plan_kitchen
 
 pytestmark = pytest.mark.slow
-
-
-# --- Extraction ---------------------------------------------------------------------------------------------------
-
-
-def test_bad_files_go_to_quarantine_with_their_reason_and_the_rest_is_finished(tokens: Path) -> None:
-    shards = Shards(tokens / "train", verify=True)
-    assert shards.manifest.complete and shards.video_ids() == [f"train_{n:04d}" for n in range(10)]
-    rows = read_json_lines(tokens / "train" / "quarantine.jsonl")
-    reasons = {(row["video_id"], row["what"]): row["reason"] for row in rows}
-    for key, part in {
-        ("empty", "video"): "empty",
-        ("text", "video"): "not a video",
-        ("cut", "video"): "",
-        ("audio", "video"): "no video",
-        ("one", "video"): "single picture",
-        ("train_0001", "file"): "taken",
-        ("../../x", "captions"): "path",
-        ("nowhere", "captions"): "not there",
-        ("train_0004", "captions"): "cannot be used",
-    }.items():
-        assert part in reasons[key], key
-    of_third = [row["reason"] for row in rows if row["video_id"] == "train_0003"]
-    assert any("text is not a string" in reason for reason in of_third)
-    assert any("end is not after start" in reason for reason in of_third)
-    assert len(shards.record(4).captions) == 0 and len(shards.record(3).captions) > 0
-
-
-def test_rolling_repeats_are_gone_from_the_shards(tokens: Path, corpus: Path) -> None:
-    raw = json.loads((corpus / "train" / "raw_caption.json").read_text())
-    before = sum(len(text.split()) for text in raw["train_0005"]["text"])
-    after = sum(len(text.split()) for text in Shards(tokens / "train").record(5).captions.text)
-    assert 0 < after < before
-
-
-def test_a_second_run_writes_nothing_again(tokens: Path, corpus: Path) -> None:
-    before = {path.name: path.stat().st_mtime_ns for path in (tokens / "train").glob("part-*.arrow")}
-    extract(extraction(corpus, tokens / "train"))
-    assert before == {path.name: path.stat().st_mtime_ns for path in (tokens / "train").glob("part-*.arrow")}
-
-
-def test_an_interrupted_run_does_only_what_is_missing(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(tokens / "train", tmp_path / "train")
-    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
-    manifest["parts"], manifest["complete"] = manifest["parts"][:1], False
-    (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
-    for path in sorted((tmp_path / "train").glob("part-*.arrow"))[1:]:
-        path.write_bytes(b"left by a run that was killed")
-    extract(extraction(corpus, tmp_path / "train"))
-    whole, again = Shards(tokens / "train", verify=True), Shards(tmp_path / "train", verify=True)
-    assert [p.sha256 for p in whole.manifest.parts] == [p.sha256 for p in again.manifest.parts]
-
-
-def test_tokens_of_another_encoder_or_of_other_videos_are_not_mixed(ray: None, tokens: Path, corpus: Path) -> None:
-    with pytest.raises(InputError, match="holds tokens of x3d-tiny"):
-        extract(replace(extraction(corpus, tokens / "train"), encoder="x3d-xs"))
-    with pytest.raises(InputError, match="other videos"):
-        extract(replace(extraction(corpus, tokens / "train"), videos=corpus / "test" / "videos"))
-
-
-def kill_first_worker(name: str, ready: Callable[[], bool]) -> tuple[list[int], threading.Thread]:
-    """Kill one Ray worker of this test's own Ray, by a thread, as soon as `ready()`; the list then holds its pid."""
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        deadline = time.time() + 120
-        while not killed and time.time() < deadline:
-            for process in psutil.Process().children(recursive=True) if ready() else []:
-                try:
-                    if name in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.append(process.pid)
-                        return
-                except psutil.NoSuchProcess:
-                    continue
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    return killed, thread
-
-
-def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
-    marks = tmp_path / "tokens" / ".attempts"
-    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*/*")))  # while it is at work on a video
-    shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
-    thread.join()
-    assert killed, "the test must have killed a worker"
-    assert [p.sha256 for p in shards.manifest.parts] == [p.sha256 for p in Shards(tokens / "train").manifest.parts]
 
 
 # --- Pretraining --------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def features_to_shards(
     if not files:
         raise InputError(f"{folder}: holds no .npy files")
     width = _usual_width(files)
-    fingerprint = hashlib.sha256(f"features:{encoder}".encode()).hexdigest()
+    fingerprint = fingerprint_of_features(encoder)
     writer: ShardWriter | None = None
     done: set[str] = set()
     for file in files:
@@ -68,6 +68,11 @@ def features_to_shards(
     if writer is None:
         raise InputError(f"{folder}: none of {len(files)} .npy files could be used")
     writer.close()
+
+
+def fingerprint_of_features(encoder: str) -> str:
+    """Hexadecimal SHA-256 that stands for the unknown weights of the encoder of this name."""
+    return hashlib.sha256(f"features:{encoder}".encode()).hexdigest()
 
 
 def _usual_width(files: list[Path]) -> int:
