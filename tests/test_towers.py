@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipelines.cli import main
 from videoclip.data.captions import Captions
 from videoclip.data.clips import ClipConfig, ClipSampler
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
@@ -18,6 +19,7 @@ from videoclip.encoders.catalog import load_video_encoder, make_video_encoder
 from videoclip.encoders.image import ImageEncoder
 from videoclip.errors import InputError
 from videoclip.evaluation.inputs import load_model_and_shards
+from videoclip.files import read_json
 from videoclip.packed import Packed
 from videoclip.recipes import from_pretrained, towers
 from videoclip.training import OptimizerConfig, make_optimizer, step
@@ -234,3 +236,34 @@ def test_a_folder_of_shards_is_evaluated_with_no_training(shards: Shards) -> Non
     assert model.embed_video(Packed(tokens, torch.tensor([8]))).shape == (1, 12)
     video = model.config.max_seconds
     assert video >= 128
+
+
+@pytest.mark.slow
+def test_three_commands_search_videos_with_no_training_and_a_fourth_adds_narration(
+    ray: None, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_folder(tmp_path / "hub")
+    videos, tokens, index = corpus / "test" / "videos", tmp_path / "tokens", tmp_path / "index"
+    assert main(["extract", "--videos", str(videos), "--encoder", str(tmp_path / "hub"), "--output", str(tokens)]) == 0
+    truth = str(corpus / "youcookii_annotations_trainval.json")
+    evaluate = (
+        f"evaluate youcook2 --model frozen --shards {tokens} --annotations {truth} --output {tmp_path / 'm.json'}"
+    )
+    assert main(evaluate.split()) == 0
+    assert read_json(tmp_path / "m.json")["queries"] > 5
+    assert main(f"index --model frozen --shards {tokens} --output {index}".split()) == 0
+    capsys.readouterr()
+    assert main(["search", "chop the onion", "--model", "frozen", "--index", str(index), "--count", "3"]) == 0
+    assert capsys.readouterr().out.count("test_0") == 3
+    train = f"extract --videos {corpus / 'train' / 'videos'} --captions {corpus / 'train' / 'raw_caption.json'}"
+    train += f" --encoder-from {tokens} --output {tmp_path / 'narrated'}"
+    assert main(train.split()) == 0
+    pretrain = f"pretrain --recipe towers --shards {tmp_path / 'narrated'} --output {tmp_path / 'run'} --epochs 1"
+    pretrain += " --videos-per-batch 3 --clips.clips-per-video 4 --clips.min-words 4 --clips.max-words 8"
+    pretrain += " --model.hidden-width 16 --model.layers 1 --model.heads 2 --threads 1"
+    assert main(pretrain.split()) == 0
+    assert main(evaluate.replace("--model frozen", f"--model {tmp_path / 'run' / 'model'}").split()) == 0
+    # Tokens of an encoder without texts cannot be asked like this, and the command says why.
+    make_video_encoder("x3d-tiny").save(tokens)
+    assert main(evaluate.split()) == 2
+    assert "has no text side; extract with a two-tower model" in capsys.readouterr().err
