@@ -362,7 +362,7 @@ def tables(options: argparse.Namespace) -> None:
 
 
 def cost(repeats: int) -> None:
-    """Forward and backward through two layers of CLIP's text side, 24 names, 16+X+16: cut behind the end word, and at 77."""
+    """Two layers of CLIP's text side, forward and backward, 24 names at 16+X+16: cut behind the end word, and at 77."""
     torch.manual_seed(0)
     clip = Clip(ClipConfig(vocabulary=1000, image_width=0, layers=2)).requires_grad_(False)
     for parameter in (clip.positional_embedding, clip.text_projection):
