@@ -52,6 +52,18 @@ class Attention(nn.Module):
             outputs.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))  # (count * length, W)
         return self.out_proj(torch.cat(outputs))
 
+    def at_ends(self, x: Packed, ends: Tensor) -> Tensor:
+        """The same for the last row of each sequence alone, [B, W]: it sees all others, masked or not."""
+        width = x.rows.shape[1]
+        query = F.linear(x.rows[ends], self.in_proj_weight[:width], self.in_proj_bias[:width])  # (B, W)
+        rest = F.linear(x.rows, self.in_proj_weight[width:], self.in_proj_bias[width:])  # (N, 2 W)
+        outputs = []
+        for q, run in zip(query.split([count for count, _ in x.runs]), x.with_rows(rest).by_run()):
+            key, value = run.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            attended = F.scaled_dot_product_attention(q.unflatten(1, (self.heads, 1, -1)), key, value)
+            outputs.append(attended.flatten(1))  # (count, W)
+        return self.out_proj(torch.cat(outputs))
+
 
 class FeedForward(nn.Module):
     """Four times as wide inside."""
@@ -80,6 +92,11 @@ class Block(nn.Module):
         rows = x.rows + self.attn(x.with_rows(self.ln_1(x.rows)))
         return x.with_rows(rows + self.mlp(self.ln_2(rows)))
 
+    def at_ends(self, x: Packed, ends: Tensor) -> Tensor:
+        """The outputs at the rows `ends`, int64 [B], the last of each sequence: [B, W]."""
+        rows = x.rows[ends] + self.attn.at_ends(x.with_rows(self.ln_1(x.rows)), ends)
+        return rows + self.mlp(self.ln_2(rows))
+
 
 class Transformer(nn.Module):
     """A stack of blocks over rows [N, W]; the feed-forward layers are `intermediate` wide, 0: four times the width."""
@@ -101,6 +118,15 @@ class Transformer(nn.Module):
         for block in self.resblocks:
             x = block(x)
         return x
+
+    def at_ends(self, x: Packed) -> Tensor:
+        """The outputs at the last row of each sequence alone, [B, W]; the last block computes no others."""
+        ends = (x.starts + x.lengths - 1).to(x.rows.device)
+        for block in self.resblocks[:-1]:
+            x = block(x)
+        last = self.resblocks[-1]
+        assert isinstance(last, Block)
+        return last.at_ends(x, ends)
 
 
 @dataclass(frozen=True)
@@ -205,8 +231,8 @@ class Clip(nn.Module):
         if longest > self.config.positions:
             raise InputError(f"a text of {longest} words and prompts; this CLIP has {self.config.positions} positions")
         x, order = vectors.by_length()
-        x = self.transformer(x.with_rows(x.rows + self.positional_embedding[x.positions.to(x.rows.device)]))
-        ends = x.rows[(x.starts + x.lengths - 1).to(x.rows.device)]  # (B, W)
+        x = x.with_rows(x.rows + self.positional_embedding[x.positions.to(x.rows.device)])
+        ends = self.transformer.at_ends(x)  # (B, W)
         embedded = self.ln_final(ends) @ self.text_projection
         return embedded[torch.argsort(order).to(embedded.device)]
 
