@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench mutations clean
 
 # What the command needs: PyTorch, Ray, Faiss for CPUs, PyAV and what they bring.
 install: .venv/.installed
@@ -33,7 +33,10 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 
 bench: .venv/.installed-dev # one and a half hours on two cores
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/mutations.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+mutations: .venv/.installed-dev # what the tests do not notice; an hour on two cores
+	$(BIN)/python benchmarks/mutations.py
 
 clean:
 	rm -rf .venv build *.egg-info

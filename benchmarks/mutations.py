@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import importlib
 import json
@@ -44,7 +45,11 @@ COVERED = {
     "videoclip/retrieval/figures.py": ["tests/test_retrieval.py"],
     "videoclip/retrieval/index.py": ["tests/test_retrieval.py"],
     "videoclip/retrieval/epochs.py": ["tests/test_epochs.py"],
-    "videoclip/evaluation/retrieval.py": ["tests/test_evaluation.py", "tests/test_comparison.py"],
+    "videoclip/evaluation/retrieval.py": [
+        "tests/test_evaluation.py",
+        "tests/test_comparison.py",
+        "tests/test_zero_shot.py",
+    ],
     "videoclip/evaluation/moments.py": ["tests/test_evaluation.py"],
     "videoclip/evaluation/localization.py": ["tests/test_evaluation.py"],
     "videoclip/evaluation/actions.py": ["tests/test_zero_shot.py"],
@@ -196,7 +201,7 @@ def _short(node: ast.AST | None) -> str:
 
 # --- Mutants with a name ------------------------------------------------------------------------------------------
 
-STAGE = "tests/test_pipelines.py::test_two_workers_train_together_on_all_videos"
+STAGE = "tests/test_pipelines.py::test_two_workers_train_together_on_all_videos_as_one_would"
 NAMED = [  # name, file, text that stands there once, what takes its place, tests
     (
         "no data parallelism",
@@ -292,14 +297,18 @@ def run_tests(tree: Path, tests: tuple[str, ...], limit: float, log: Path) -> st
         code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
         os._exit(int(code))
     end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return "passed" if status == 0 else "failed"
-        time.sleep(0.02)
-    os.killpg(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return "timeout"
+    try:
+        while time.monotonic() < end:
+            done, status = os.waitpid(process, os.WNOHANG)
+            if done:
+                return "passed" if status == 0 else "failed"
+            time.sleep(0.02)
+        return "timeout"
+    finally:  # also after Ctrl-C: with everything that the tests have started
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process, 0)
 
 
 def try_mutant(tree: Path, mutant: Mutant, limits: dict[tuple[str, ...], float]) -> str:
@@ -316,16 +325,18 @@ def try_mutant(tree: Path, mutant: Mutant, limits: dict[tuple[str, ...], float])
 def time_limits(tree: Path, mutants: list[Mutant]) -> dict[tuple[str, ...], float]:
     """Seconds that each set of tests may take: generously more than with nothing changed.
 
-    Raises RuntimeError if tests fail with nothing changed.
+    Tests that fail with nothing changed are told, and get no limit.
     """
     limits = {}
     for tests in dict.fromkeys(mutant.tests for mutant in mutants):
         start = time.monotonic()
-        if run_tests(tree, tests, 900, tree / "log.txt") != "passed":
-            raise RuntimeError(f"{' '.join(tests)} fail without any change:\n{(tree / 'log.txt').read_text()[-2000:]}")
-        seconds = time.monotonic() - start
-        print(f"{seconds:6.1f} s unchanged: {' '.join(tests)}", flush=True)
-        limits[tests] = 30 + 4 * seconds
+        outcome, seconds = run_tests(tree, tests, 900, tree / "log.txt"), time.monotonic() - start
+        names = " ".join(test for test in tests if not test.startswith("--"))
+        print(f"{seconds:6.1f} s, {outcome} with nothing changed: {names}", flush=True)
+        if outcome == "passed":
+            limits[tests] = 30 + 4 * seconds
+        else:
+            print((tree / "log.txt").read_text()[-1000:])
     return limits
 
 
@@ -366,6 +377,7 @@ def main() -> None:
         left_out = shutil.ignore_patterns("__pycache__", ".*cache", ".git", ".venv", "runs", "shared", "build")
         shutil.copytree(ROOT, tree, ignore=left_out)
         limits = time_limits(tree, mutants)
+        mutants = [mutant for mutant in mutants if mutant.tests in limits]
         for number, mutant in enumerate(mutants, 1):
             outcome = try_mutant(tree, mutant, limits)
             outcomes[outcome] += 1

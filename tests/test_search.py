@@ -216,7 +216,10 @@ def test_a_running_search_follows_the_archive_and_is_answered_meanwhile(tmp_path
 
 def _grow_forever(folder: Path, ready: object) -> None:
     model = make_model(folder / "model-of-child")
+    parent = os.getppid()
     for turn in range(1000):
+        if os.getppid() != parent:
+            return  # the test itself was killed
         update(folder / "index", model, folder / "model-of-child", [0, 1, 2] if turn % 2 else [2, 3, 4, 5]).close()
         ready.set()  # type: ignore[attr-defined]
 
@@ -227,7 +230,7 @@ def test_killed_at_any_moment_the_archive_is_whole(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for _ in range(3):
         ready = context.Event()
-        process = context.Process(target=_grow_forever, args=(tmp_path, ready))
+        process = context.Process(target=_grow_forever, args=(tmp_path, ready), daemon=True)
         process.start()
         ready.wait(60)
         time.sleep(float(generator.uniform(0, 0.2)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from videoclip.convert import features_to_shards
+from videoclip.data.captions import Captions, captions_of_video
 from videoclip.data.howto100m import read_raw_captions, read_topics
 from videoclip.data.shards import Shards
 from videoclip.data.youcook2 import read_youcook2
@@ -110,7 +111,11 @@ def test_a_folder_of_features_becomes_the_same_shards(tmp_path: Path) -> None:
     write_features(world, tmp_path / "features")
     captions = read_raw_captions(tmp_path / "features" / "raw_caption.json")
     folders = tmp_path / "features" / "train", tmp_path / "again"
-    assert not list(features_to_shards(*folders, captions, "world", keep_rolling_repeats=True))
+
+    def captions_of(video_id: str, seconds: int) -> Captions:
+        return captions_of_video(captions[video_id], seconds, video_id, keep_rolling_repeats=True)[0]
+
+    assert not list(features_to_shards(*folders, captions_of, "world"))
     for one, other in zip(Shards(tmp_path / "shards" / "train"), Shards(tmp_path / "again")):
         assert one.video_id == other.video_id and np.array_equal(one.tokens, other.tokens)
         assert one.captions.text == other.captions.text

@@ -22,7 +22,7 @@ class VideoCLIPModule(InputModule):
     """The whole pipeline in one module: words are cut and videos decoded here, and both are embedded."""
 
     def __init__(self, model: VideoCLIP) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.tokenizer = model.tokenizer().tokenizer
 
@@ -69,7 +69,7 @@ class VideoCLIPModule(InputModule):
         self.model.save_pretrained(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, **_: Any) -> VideoCLIPModule:
+    def load(cls, model_name_or_path: str, *_: Any, **__: Any) -> VideoCLIPModule:
         """Read a model's folder, or one of the hub."""
         return cls(VideoCLIP.from_pretrained(model_name_or_path))
 

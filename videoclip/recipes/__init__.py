@@ -27,6 +27,8 @@ RECIPES = {
     "fusion": "videoclip.recipes.fusion",
     "frozen-in-time": "videoclip.recipes.frozen_in_time",
     "alpro": "videoclip.recipes.alpro",
+    "prompting": "videoclip.recipes.prompting",
+    "towers": "videoclip.recipes.towers",
 }
 
 

@@ -100,7 +100,7 @@ class Recipe(VideoCLIP):
         """The losses by name and their sum; figures as `Pairs.figures` names them, and `matched`, `guessed`: shares
         of pairs judged and of hidden words guessed that are right."""
         video, clips = self._both(*self._encode_video(batch.video_tokens))  # (P, H), P sequences
-        text, words = self._both(*self._encode_text(batch.word_ids))
+        text, words = self._both(*self._encode_word_vectors(self.word_vectors(batch.word_ids)))
         pairs = gather_pairs(video, text, batch)
         gathered = pairs.all_video, pairs.all_text
         losses = {"vtc": contrastive_loss(video, text, self.temperature, gathered, pairs.rank_offset, pairs.excluded)}
@@ -160,7 +160,7 @@ class Recipe(VideoCLIP):
 
     def text_states(self, word_ids: Packed) -> Packed:
         """The text tower's outputs for `[CLS] words [SEP]`, rows [N, W]."""
-        return self._both(*self._encode_text(word_ids))[1]
+        return self._both(*self._encode_word_vectors(self.word_vectors(word_ids)))[1]
 
     def video_states(self, tokens: Packed) -> Packed:
         """The video tower's outputs for `[CLS] tokens [SEP]`, rows [N + 2 B, W]."""

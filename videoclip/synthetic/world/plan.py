@@ -35,14 +35,14 @@ class WorldConfig:
     values: int = 40
     """Of every attribute."""
     verbs_of_topic: int = 5
-    things_of_domain: int = 24
+    things_of_domain: int = 160
     steps_of_topic: int = 8
     steps_of_video: int = 6
     lines_of_step: int = 3
     dimension: int = 64
     visible_attribute: float = 0.4
     """Length of an attribute's direction in a token; a verb's and a thing's are 1."""
-    visible_topic: float = 0.7
+    visible_topic: float = 1.0
     noise: float = 2.0
     """Length of the noise in a token."""
     said_attribute: float = 0.04
