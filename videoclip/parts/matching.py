@@ -24,15 +24,22 @@ def matching_negatives(
     """
     own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     barred = own if excluded is None else own | excluded
-    chance = torch.rand(2, len(similarity), generator=generator, dtype=torch.float64)
-    return draw_negatives(similarity.T, barred.T, chance[0]), draw_negatives(similarity, barred, chance[1])
+    masked = similarity.detach().float().masked_fill(barred, float("-inf"))
+    return _draw(masked.T, generator), _draw(masked, generator)
+
+
+def _draw(scores: Tensor, generator: torch.Generator) -> Tensor:
+    possible = scores.isfinite().any(1)
+    weights = torch.where(possible[:, None], scores, torch.zeros_like(scores)).softmax(1)
+    drawn = torch.multinomial(weights.to(generator.device), 1, generator=generator)[:, 0].to(scores.device)
+    return drawn.masked_fill(~possible, NONE)
 
 
 def draw_negatives(similarity: Tensor, barred: Tensor, chance: Tensor) -> Tensor:
     """int64 [P]: a column for each row of `similarity` [P, N] (logits), the more alike the likelier, none of `barred`.
 
-    `chance`: float64 [P], even in [0, 1), decides: the same numbers draw the same columns, whichever worker holds a
-    row. NONE where all columns are barred.
+    As `matching_negatives` draws, but of all workers' pairs. `chance`: float64 [P], even in [0, 1), decides: the same
+    numbers draw the same columns, whichever worker holds a row. NONE where all columns are barred.
     """
     masked = similarity.detach().double().masked_fill(barred, float("-inf"))
     possible = masked.isfinite().any(1)
