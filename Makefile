@@ -12,13 +12,13 @@ install: .venv/.installed
 	@echo "installing videoclip and what it needs into .venv"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) -e '.[cpu]'
+	$(PIP) -e '.[cpu,serve]'
 	touch $@
 
-# And what only tests and benchmarks need: pytest, hypothesis, ruff, mypy, and mteb with its packages.
+# And what only tests and benchmarks need: pytest, hypothesis, ruff, mypy, mteb, and the extras.
 .venv/.installed-dev: .venv/.installed
 	@echo "installing what the tests need, too"
-	$(PIP) -e '.[cpu,dev,mteb]'
+	$(PIP) -e '.[cpu,dev,mteb,serve,mcp,asr,sentence-transformers]'
 	touch $@
 
 demo: install

@@ -48,9 +48,11 @@ class ExtractConfig:
     """Folder of video files, searched recursively; a file's name without its suffix is its video id."""
     output: Path = Path("runs/tokens")
     """Folder for the shards."""
-    captions: Path | None = None
-    """HowTo100M raw_caption.json, or a folder of <video_id>.csv; needed for training only. They can be given or
-    changed later: the same command with other captions makes these anew and encodes nothing again."""
+    captions: str | None = None
+    """beside (subtitles named like the videos, next to or inside them), a folder of subtitles (srt, vtt, ass, ttml,
+    json of Whisper or YouTube, csv), or one file such as HowTo100M's raw_caption.json; needed for training only.
+    They can be given or changed later: the same command with other captions makes these anew and encodes nothing
+    again."""
     encoder: str = "x3d-s"
     """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l, s3d (which needs --weights), or the hub id or
     folder of a Hugging Face vision model such as openai/clip-vit-base-patch32."""
@@ -69,6 +71,8 @@ class ExtractConfig:
     workers: int = 0
     """Encoder processes, at most one a CPU; 0 for as many as that."""
     seed: int = 0
+    language: str = ""
+    """Two letters, where videos have subtitles in several languages."""
     address: str | None = None
     """Ray cluster to join, for instance "auto" or ray://head:10001; without it Ray runs on this machine."""
 
@@ -83,7 +87,9 @@ def extract(config: ExtractConfig) -> Shards:
     config = with_absolute_paths(config)
     quarantine = Quarantine(config.output)
     paths = _videos_by_id(config.videos, quarantine)
-    captions = CaptionSource(config.captions, config.keep_rolling_repeats, config.seed, quarantine)
+    captions = CaptionSource(
+        config.captions, config.keep_rolling_repeats, config.seed, quarantine, paths, config.language
+    )
     encoder = _prepare_encoder(config, list(paths.values()))
     manifest = Manifest(encoder.name, encoder.fingerprint(), encoder.dimension)
     identity = _identity(config)

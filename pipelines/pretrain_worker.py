@@ -75,15 +75,13 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
         epoch, start = state.epoch, time.perf_counter()
         clustering = clusterings.start_epoch(epoch, recipe)
         of_clustering = {"batch_seconds": time.perf_counter() - start}
-        if clusterings.is_new_in(epoch):
-            of_clustering |= {f"batches/{name}": value for name, value in clustering.figures.items()}
+        of_clustering |= {f"batches/{name}": value for name, value in clustering.figures.items()}
         steps = spread_batches(clustering.batches, workers)
         batches = EpochBatches(sampler, steps, plan.seed, epoch, rank, plan.false_negatives, clustering.duplicates)
         for step, figures in train_epoch(trained, optimizer, batches, state, total_steps, plan.optimizer):
             if metrics:  # what the batches are like stands with the first step that uses them
                 metrics.add(step, {**figures, "epoch": epoch, **of_clustering})
             of_clustering = {}
-        clusterings.finish_ahead()
         if rank == 0:
             folder = plan.output / "checkpoints" / f"epoch-{state.epoch:04d}"
             save_checkpoint(folder, recipe, optimizer, state, plan.identity)

@@ -162,7 +162,7 @@ def extraction(corpus: Path, output: Path) -> ExtractConfig:
     return ExtractConfig(
         corpus / "train" / "videos",
         output,
-        corpus / "train" / "raw_caption.json",
+        str(corpus / "train" / "raw_caption.json"),
         "x3d-tiny",
         calibration_clips=24,
         videos_per_part=4,

@@ -12,14 +12,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from videoclip.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from videoclip.data.annotated_clips import AnnotatedClip
-from videoclip.data.captions import NO_CAPTIONS
+from videoclip.data.captions import NO_CAPTIONS, Captions
+from videoclip.data.clips import ClipBatch, ClipConfig, ClipSampler
 from videoclip.data.frame_shards import FrameShards, FramesRecord, encode_picture, write_frame_shards
 from videoclip.data.frames import FrameBatch, same_texts
 from videoclip.data.questions import OpenQuestion
+from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
 from videoclip.data.words import WordTokenizer, train_wordpiece
+from videoclip.embedding import embed_clips, embed_texts
+from videoclip.encoders.catalog import make_video_encoder
 from videoclip.errors import InputError
 from videoclip.evaluation.frames import answer_open_questions, retrieval_by_matching
 from videoclip.packed import Packed
+from videoclip.parts.fusion import from_even
 from videoclip.parts.masked_words import NOT_MASKED, WordMask, mask_words
 from videoclip.parts.matching import NONE, matching_negatives, matching_pairs
 from videoclip.parts.pixels import CLIP_MEAN, CLIP_STD, inside, normalised, zeroed_outside
@@ -131,8 +136,6 @@ def test_later_words_are_not_only_looked_back_at() -> None:
     model, batch = make("alpro").eval(), batch_of(pairs=1)
     changed = batch.words.with_rows(batch.words.rows.clone())
     changed.rows[-2] = 5 if int(changed.rows[-2]) != 5 else 6
-    from videoclip.parts.fusion import from_even
-
     with torch.no_grad():
         video = from_even(model.video_tokens(normalised(batch.frames)))
         one, other = (model.fused(model.text_tokens(words), video).rows for words in (batch.words, changed))
@@ -330,8 +333,6 @@ def test_the_curriculum_goes_from_one_frame_to_all() -> None:
     vision = replace(VISION, attention="frozen")
     model = frozen_in_time.Recipe(frozen_in_time.FrozenInTimeConfig(vision, TEXT, 40, 16, 0.05, ((0, 1), (2, 2))))
     shown = []
-    from videoclip.data.clips import ClipBatch
-
     rows = torch.randint(0, 255, (18, 32 * 32 * 3)).half()
     batch = ClipBatch(Packed(rows, torch.full((6,), 3)), batch_of().words, torch.arange(6))
     optimizer = make_optimizer(model, OptimizerConfig())
@@ -356,7 +357,7 @@ def test_same_texts_are_no_negatives() -> None:
     assert same.tolist() == [[False, False, True], [False, False, False], [True, False, False]]
     model = make("alpro")
     batch = replace(batch_of(pairs=3), excluded=torch.from_numpy(same))
-    assert np.isfinite(float(model(batch)["loss"]))
+    assert np.isfinite(model(batch)["loss"].item())
 
 
 # --- Retrieval and questions on shards of frames ----------------------------------------------------------------------
@@ -429,3 +430,51 @@ def test_a_batch_without_known_answers_gives_no_nan() -> None:
     model = alpro.Recipe(replace(alpro_config(), losses=(), entities=0, answers=3))
     loss = model(replace(batch_of(), answers=torch.full((6,), alpro.NO_ANSWER)))["loss"]
     assert loss.item() == 0
+
+
+# --- Through the shards that every recipe is trained from -------------------------------------------------------------
+
+
+@pytest.fixture
+def pixel_shards(tmp_path: Path) -> Shards:
+    """Four videos of ten seconds, one frame of 32 x 32 a second, as the encoder `pixels-32` leaves them."""
+    encoder = make_video_encoder("pixels-32")
+    writer = ShardWriter(tmp_path / "shards", Manifest(encoder.name, encoder.fingerprint(), encoder.dimension))
+    for number, name in enumerate((*COLOURS, "grey")):
+        frames = np.full((10, 1, 32, 32, 3), COLOURS.get(name, (99, 99, 99)), np.uint8)
+        start = np.array([1.0, 5.0], np.float32)
+        captions = Captions(start, start + 3, [f"{name} onion", f"a {name} carrot"])
+        writer.add(VideoRecord(f"v{number}", 10.0, encoder.encode_clips(frames).astype(np.float16), captions))
+    writer.close()
+    return Shards(tmp_path / "shards")
+
+
+def test_recipes_on_frames_are_built_and_trained_from_shards_like_any_other(
+    pixel_shards: Shards, tmp_path: Path
+) -> None:
+    tokenizer = train_wordpiece(["red green blue grey onion a carrot", *prompts("onion"), *prompts("carrot")], 200)
+    sampler = ClipSampler(pixel_shards, tokenizer, ClipConfig(clips_per_video=2, max_words=12), tmp_path / "cache")
+    batch = sampler.batch(np.arange(4), np.random.default_rng(0))
+    small = {"patch": 8, "frames": 2, "width": 32, "heads": 2, "vision_layers": 1, "text_layers": 1, "projection": 16}
+    small |= {"max_seconds": 32, "max_words": 12, "dropout": 0.0}
+    (tmp_path / "entities.txt").write_text("onion 8\ncarrot 4\n")
+    first = alpro.Options(**small, fusion_layers=1, losses=("vtc",))
+    towers = alpro.build(first, pixel_shards.manifest, tokenizer)
+    towers.save_pretrained(tmp_path / "prompter")
+    given = {"prompter": str(tmp_path / "prompter"), "entities": str(tmp_path / "entities.txt")}
+    whole = alpro.build(replace(first, losses=alpro.LOSSES, **given), pixel_shards.manifest, tokenizer)
+    frozen = frozen_in_time.build(frozen_in_time.Options(**small), pixel_shards.manifest, tokenizer)
+    for model in (towers, whole, frozen):
+        figures = [step(model.train(), make_optimizer(model, OptimizerConfig()), batch, 1e-3, 5.0) for _ in range(2)]
+        assert all(np.isfinite(value) for row in figures for value in row.values())
+        assert embed_texts(model.eval(), ["onion"]).shape == (1, 16)
+        assert embed_clips(model, pixel_shards.tokens(0), np.array([[0, 1], [2, 9]])).shape == (2, 16)
+    torch.manual_seed(3)
+    one = whole.eval()(batch)
+    torch.manual_seed(4)
+    assert torch.equal(one["loss"], whole(batch)["loss"]), "masks, crops and negatives follow from the batch"
+    assert whole.prompter is not None and whole.prompter.names == ("onion", "carrot")
+    with pytest.raises(InputError, match="pem needs"):
+        alpro.build(replace(first, losses=alpro.LOSSES, entities=given["entities"]), pixel_shards.manifest, tokenizer)
+    with pytest.raises(InputError, match="this recipe is trained from frames"):
+        frozen_in_time.build(frozen_in_time.Options(**small), Manifest("x3d-s", "f" * 64, 16), tokenizer)

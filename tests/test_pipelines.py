@@ -1,9 +1,7 @@
 """The real stages on a tiny corpus through a real local Ray, with faults made on purpose."""
 
-import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -23,10 +21,9 @@ from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.pretrain import pretrain
 from pipelines.pretrain_batches import BatchPlan, cluster_to_file
 from pipelines.report import ReportConfig, report
-from pipelines.search import IndexConfig, SearchConfig, build_index, search
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
-from videoclip.files import read_json, read_json_lines
+from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.packed import Packed
 from videoclip.retrieval.epochs import BatchOptions, Clustering
@@ -110,25 +107,21 @@ def test_a_killed_training_worker_is_replaced(ray: None, tokens: Path, trained: 
         torch.testing.assert_close(weights(config.output)[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_clusterings_made_ahead_are_the_same_after_a_worker_is_killed(ray: None, tokens: Path, tmp_path: Path) -> None:
-    straight = training(tokens, tmp_path / "straight", cluster_ahead=True, hardness=(0.0, 1.0))
-    pretrain(straight)
-    broken = replace(straight, output=tmp_path / "broken")
-    ahead = broken.output / "batches" / "clustering-0001.npz"  # used by the second epoch, made during the first
-    killed, thread = kill_first_worker("RayTrainWorker", ahead.exists)
-    pretrain(broken)
-    thread.join()
-    assert killed, "the test must have killed a worker"
-    for number in range(3):
-        name = f"clustering-{number:04d}"
-        one, other = (np.load(config.output / "batches" / f"{name}.npz") for config in (straight, broken))
-        assert all(np.array_equal(one[key], other[key]) for key in ("rows", "sizes", "duplicates"))
-    for name, value in weights(straight.output).items():
-        torch.testing.assert_close(weights(broken.output)[name], value, rtol=0, atol=0, msg=name)
-    figures = [row for row in read_json_lines(straight.output / "metrics.jsonl") if "batches/cosine" in row]
-    assert [row["batches/hardness"] for row in figures] == [0.0, 0.5, 1.0]
-    assert all(row["batches/coverage"] == 100 and row["batches/most_repeated"] == 1 for row in figures)
-    assert not list((straight.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
+@pytest.mark.parametrize("similarity", ["tokens", "teacher"])
+def test_videos_are_compared_by_tokens_or_by_a_teacher(
+    ray: None, tokens: Path, trained: Path, tmp_path: Path, similarity: str
+) -> None:
+    source = str(trained / "model") if similarity == "teacher" else similarity
+    config = training(tokens, tmp_path / "run", similarity=source, videos_per_batch=4, clusters_per_batch=2)
+    pretrain(config)
+    clusterings = [Clustering.load(path) for path in sorted((config.output / "batches").glob("clustering-*.npz"))]
+    assert len(clusterings) == config.epochs
+    for clustering in clusterings:
+        assert sorted(np.concatenate(clustering.batches).tolist()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    shown = [row for row in read_json_lines(config.output / "metrics.jsonl") if "batches/cosine" in row]
+    assert [row["batches/coverage"] for row in shown] == [100] * config.epochs
+    assert all(row["batches/cluster_cosine"] > row["batches/random_cosine"] for row in shown)
+    assert not list((config.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
 
 
 def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_clustered(
@@ -173,21 +166,23 @@ def test_two_workers_train_together_on_all_videos(
     ]
 
 
-def test_hardness_follows_its_schedule() -> None:
-    plan = BatchPlan(BatchOptions(), (0.0, 1.0, 0.5), 5, 1, False, None, seed=0)
-    assert [plan.of_clustering(epoch)[0].hardness for epoch in range(5)] == [0, 0.5, 1, 0.75, 0.5]
-    assert replace(plan, hardness=(0.3,)).of_clustering(4)[0].hardness == pytest.approx(0.3)
+def test_a_new_model_is_not_asked_what_is_similar() -> None:
+    plan = BatchPlan(BatchOptions(), "model", 2, True, None, seed=0)
+    assert [plan.source(epoch) for epoch in range(3)] == ["tokens", "model", "model"]
+    assert replace(plan, from_nothing=False).source(0) == "model"
+    assert replace(plan, similarity="runs/teacher").source(0) == "runs/teacher"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hardness": (2.0,)}, "between 0"),
-        ({"hardness": ()}, "at least one number"),
-        ({"hardness": (0.5,), "batches": "paper"}, "steers"),
+        ({"clusters_per_batch": 2}, "2 clusters do not divide a batch of 3"),
+        ({"clusters_per_batch": 4}, "3 videos cannot make 4 clusters"),
+        ({"clusters_per_batch": 3, "batches": "paper"}, "one cluster each"),
+        ({"similarity": "/nowhere"}, "no model here"),
         ({"videos_per_batch": 0}, "at least 1"),
         ({"batches": "hard"}, "choose one of"),
-        ({"recluster_every": 0}, "at least 1"),
+        ({"clips_for_similarity": 0}, "at least 1"),
         ({"topics": Path("/nowhere.csv")}, "no such file"),
     ],
 )
@@ -270,57 +265,6 @@ def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, corpus:
     before = np.load(tmp_path / "clusters" / "embeddings.npy")
     cluster(replace(config, clips_per_video=5))
     assert not np.array_equal(np.load(tmp_path / "clusters" / "embeddings.npy"), before), "nothing stale is used again"
-
-
-def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:
-    build_index(IndexConfig(trained / "model", tokens / "test", tmp_path / "index", window=6, stride=3))
-    shards, model = Shards(tokens / "test"), VideoCLIP.from_pretrained(trained / "model")
-    found = search(SearchConfig("the egg is poured in the pan", trained / "model", tmp_path / "index", count=5))
-    assert len(found) == 5 and [m.score for m in found] == sorted((m.score for m in found), reverse=True)
-    assert all(0 <= m.start < m.end <= shards.seconds()[shards.video_ids().index(m.video_id)] for m in found)
-    with torch.inference_mode():
-        row = shards.video_ids().index(found[0].video_id)
-        window = torch.from_numpy(np.array(shards.tokens(row)[found[0].start : found[0].end]))
-        video = model.embed_video(Packed(window, torch.tensor([len(window)])))[0]
-    assert float(model.encode_text(["the egg is poured in the pan"])[0] @ video) == pytest.approx(
-        found[0].score, abs=1e-4
-    )
-    for one, other in itertools.combinations(found, 2):
-        assert one.video_id != other.video_id or one.end <= other.start or other.end <= one.start
-    videos = search(SearchConfig("the egg", trained / "model", tmp_path / "index", count=99, videos=True))
-    assert sorted(m.video_id for m in videos) == sorted(shards.video_ids())
-    covered = np.load(tmp_path / "index" / "windows.npz")["windows"]
-    assert all(covered[covered[:, 0] == r, 2].max() == s for r, s in enumerate(shards.seconds()))
-
-
-def test_an_index_is_tuned_with_captions_where_there_are_some_and_says_so(
-    ray: None, trained: Path, tokens: Path, tmp_path: Path
-) -> None:
-    for split, told in (("train", " captions, "), ("test", "(asked with windows: the shards have no captions)")):
-        build_index(IndexConfig(trained / "model", tokens / split, tmp_path / split, faiss_index="IVF4,Flat"))
-        description = read_json(tmp_path / split / "index.json")["description"]
-        assert "inverted lists probed, recall@64 " in description and told in description
-        if split == "train":
-            said = {text for record in Shards(tokens / split) for text in record.captions.text}
-            count = int(re.search(r"of (\d+) captions", description)[1])
-            assert count == min(512, len(said))
-
-
-def test_an_index_of_another_model_or_a_damaged_one_is_refused(
-    ray: None, trained: Path, tokens: Path, tmp_path: Path
-) -> None:
-    build_index(IndexConfig(trained / "model", tokens / "test", tmp_path / "index"))
-    other = VideoCLIP.from_pretrained(trained / "model")
-    with torch.no_grad():
-        other.log_temperature.add_(1)
-    other.save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match="another model"):
-        search(SearchConfig("egg", tmp_path / "other", tmp_path / "index"))
-    (tmp_path / "index" / "index.faiss").write_bytes(b"x")
-    with pytest.raises(InputError, match="damaged"):
-        search(SearchConfig("egg", trained / "model", tmp_path / "index"))
-    with pytest.raises(InputError, match="no such file"):
-        search(SearchConfig("egg", trained / "model", tmp_path / "nowhere"))
 
 
 # --- The command --------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_captions_can_be_changed_and_no_token_is_touched(tmp_path: Path) -> None
     stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("part-*")}
     raw = {"video_001": {"start": [1, 90], "end": [3, 95], "text": ["new words", "after the end"]}}
     write_json(tmp_path / "raw.json", raw)
-    source = CaptionSource(tmp_path / "raw.json", False, 0, Quarantine(tmp_path))
+    source = CaptionSource(str(tmp_path / "raw.json"), False, 0, Quarantine(tmp_path))
     source.update_shards(tmp_path)
     after = Shards(tmp_path, verify=True)
     assert [len(record.captions) for record in after] == [0, 1, 0, 0, 0]
@@ -115,7 +115,7 @@ def test_captions_can_be_changed_and_no_token_is_touched(tmp_path: Path) -> None
     assert before.manifest.parts[0].digest != after.manifest.parts[0].digest, "what was made of them is made again"
     assert any("1 caption lines left out" in row["reason"] for row in read_json_lines(tmp_path / "quarantine.jsonl"))
     names = sorted(path.name for path in tmp_path.glob("captions-*"))
-    CaptionSource(tmp_path / "raw.json", False, 0, Quarantine(tmp_path)).update_shards(tmp_path)
+    CaptionSource(str(tmp_path / "raw.json"), False, 0, Quarantine(tmp_path)).update_shards(tmp_path)
     assert names == sorted(path.name for path in tmp_path.glob("captions-*"))
     path = tmp_path / names[0]
     path.write_bytes(path.read_bytes()[:-1])

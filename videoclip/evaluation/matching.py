@@ -19,7 +19,10 @@ LEFT_OUT = float("-inf")
 class Matcher(Protocol):
     """What is asked of a model: its parts, so that a video and a text are encoded once and not once a pair."""
 
-    itm_head: torch.nn.Module
+    @property
+    def itm_head(self) -> torch.nn.Module:
+        """[CLS] of a fused pair, [B, W], to two logits."""
+        ...
 
     def fused(self, words: Packed, video: Packed) -> Packed:
         """States of words and video tokens -> fused states, words first."""

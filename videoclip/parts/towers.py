@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from videoclip.errors import InputError
 from videoclip.packed import Packed
 from videoclip.parts.fusion import first_rows, through
-from videoclip.parts.pixel_model import PixelModel
+from videoclip.parts.masked_words import MaskedWordHead
 from videoclip.parts.vision_transformer import VisionShape, VisionTransformer
 from videoclip.transformer import Bert, TransformerShape, initialise_as_bert
 
@@ -47,14 +47,16 @@ class VisualEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """The release keeps BERT under `bert`, and a head for words beside it."""
+    """The release keeps BERT under `bert`, and beside it, where words are masked, a head for words."""
+
+    cls: MaskedWordHead
 
     def __init__(self, shape: TransformerShape, vocabulary: int) -> None:
         super().__init__()
         self.bert = Bert(shape, vocabulary)
 
 
-class Towers(PixelModel):
+class Towers(nn.Module):
     """Video and text to unit vectors. Subclasses add what is theirs."""
 
     def __init__(self, shape: TowersShape, layers: int | None = None) -> None:

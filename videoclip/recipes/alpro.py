@@ -26,13 +26,14 @@ from videoclip.data.frames import FrameBatch
 from videoclip.data.shards import Manifest
 from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
+from videoclip.frame_model import FrameModel
 from videoclip.gather import gather_with_gradient, rank_offset, rows_per_rank
 from videoclip.losses import contrastive_loss
 from videoclip.packed import Packed
+from videoclip.parts.frame_batches import as_frames, frame_batch, frame_size
 from videoclip.parts.fusion import first_rows, from_even, fuse, last_rows
 from videoclip.parts.masked_words import NOT_MASKED, MaskedWordHead, WordMask, mask_words, masked_word_loss
 from videoclip.parts.matching import matching_loss, matching_negatives, matching_pairs
-from videoclip.parts.pixel_model import as_frames, frame_batch, frame_size
 from videoclip.parts.pixels import inside, normalised, zeroed_outside
 from videoclip.parts.prompter import KINDS, Prompter, entity_loss, kept_labels, prompts
 from videoclip.parts.towers import Towers, TowersShape
@@ -121,7 +122,7 @@ def two_layers(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
 
 
-class Recipe(Towers):
+class Recipe(FrameModel, Towers):
     """Towers, fusion (BERT's upper layers) and the heads, under the release's names."""
 
     recipe: ClassVar[str] = "alpro"

@@ -22,11 +22,12 @@ from videoclip.data.frames import FrameBatch
 from videoclip.data.shards import Manifest
 from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
+from videoclip.frame_model import FrameModel
 from videoclip.gather import gather_with_gradient, rank_offset, rows_per_rank
 from videoclip.losses import contrastive_loss
 from videoclip.packed import Packed
+from videoclip.parts.frame_batches import as_frames, frame_batch, frame_size
 from videoclip.parts.fusion import first_rows, through
-from videoclip.parts.pixel_model import PixelModel, as_frames, frame_batch, frame_size
 from videoclip.parts.pixels import normalised
 from videoclip.parts.towers import embedded
 from videoclip.parts.vision_transformer import VisionShape, VisionTransformer
@@ -89,7 +90,7 @@ class Options:
     """Longest text; 0: that of the training clips."""
 
 
-class Recipe(PixelModel):
+class Recipe(FrameModel):
     """Both towers, under the release's names."""
 
     recipe: ClassVar[str] = "frozen-in-time"
