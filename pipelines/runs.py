@@ -67,6 +67,7 @@ def locked(folder: Path, stage: str) -> Iterator[None]:
     import fcntl
 
     folder = Path(folder)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+", encoding="utf-8") as file:  # open for writing: NFS locks nothing else exclusively
         try:
@@ -84,7 +85,13 @@ def locked(folder: Path, stage: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{stage}, process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        except InputError:
+            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything was written
+                (folder / LOCK).unlink()
+                folder.rmdir()
+            raise
 
 
 def refuse_other_run(folder: Path, identity: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> None:

@@ -139,6 +139,7 @@ def taught(benchmark: FinetuneConfig, tmp_path: Path) -> TeachTextConfig:
     )
 
 
+@pytest.mark.slow
 def test_teachers_of_two_texts_teach_a_student_that_reads_one(taught: TeachTextConfig) -> None:
     figures = teachtext(replace(taught, denoise=20))
     names = [name for name in figures if name.endswith("text to video")]

@@ -15,6 +15,7 @@ from test_model import reference_model, weight_by_name
 
 from pipelines.cli import main
 from videoclip import convert
+from videoclip.convert.mmpt import UNUSED
 from videoclip.data.shards import Shards
 from videoclip.data.words import train_wordpiece
 from videoclip.encoders.catalog import load_video_encoder
@@ -167,7 +168,7 @@ def save_release(path: Path, state: dict[str, torch.Tensor], **beside: object) -
 def test_names_are_those_of_the_public_checkpoints(reference: Path, transformer: str) -> None:
     file = {"separate": "mmpt_separate_keys.tsv", "shared": "mmpt_share_keys.tsv"}[transformer]
     rows = [line.split("\t") for line in (reference / file).read_text().splitlines()]
-    public = {name: literal_eval(shape) for name, shape, _ in rows if not convert.UNUSED.search(name)}
+    public = {name: literal_eval(shape) for name, shape, _ in rows if not UNUSED.search(name)}
     with torch.device("meta"):
         model = VideoCLIP(VideoCLIPConfig(transformer=transformer, layers=12, video_layers=6, max_words=61))
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items() if name != "log_temperature"}
