@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
-import torch.distributed as dist
 
+from pipelines.checkpointing import agreed, barrier
 from pipelines.runs import Quarantine
 from videoclip.data.clips import ClipSampler
 from videoclip.data.howto100m import read_topics
@@ -23,8 +23,6 @@ from videoclip.data.shards import Shards
 from videoclip.embedding import TwoTowers, embed_videos
 from videoclip.files import write_array
 from videoclip.retrieval.epochs import BatchOptions, Clustering, make_clustering
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,9 @@ class Clusterings:
             self._embed(model, number)
             if self.rank == 0:
                 cluster_to_file(*self._arguments(number))
-            _barrier()
+            barrier()
         clustering = Clustering.load(self._path(number))
-        _barrier()  # nobody may clear away what another still reads
+        barrier()  # nobody may clear away what another still reads
         last = self.plan.number(self.plan.epochs - 1)
         if self.plan.cluster_ahead and number < last and not agreed(self._path(number + 1).exists()):
             self._embed(model, number + 1)
@@ -95,14 +93,19 @@ class Clusterings:
         if self._ahead is not None:
             ray.get(self._ahead)
             self._ahead = None
-        _barrier()
+        barrier()
 
     def _embed(self, model: TwoTowers, number: int) -> None:
-        """Leave this worker's share of the embeddings on disk, where the clustering finds it."""
+        """Leave this worker's share of the embeddings on disk, where the clustering finds it.
+
+        A run that was resumed within an epoch finds them there: it has newer weights and could not make them again.
+        """
+        if agreed(bool(self._embedded(number))):
+            return
         share = np.array_split(self.rows, self.workers)[self.rank]
         embeddings = embed_videos(model, self.sampler, share, self.plan.seed, number)
-        write_array(self._shares(number)[self.rank], embeddings.astype(np.float16))
-        _barrier()
+        write_array(self._share(number, self.rank, self.workers), embeddings.astype(np.float16))
+        barrier()
 
     def _start(self, number: int) -> Any:
         """Cluster on a spare CPU while training goes on; with no CPU to spare, at once."""
@@ -115,12 +118,22 @@ class Clusterings:
 
     def _arguments(self, number: int) -> tuple[Any, ...]:
         """Of `cluster_to_file`."""
-        shares, path = self._shares(number), self._path(number)
+        own = [self._share(number, rank, self.workers) for rank in range(self.workers)]
+        shares, path = self._embedded(number) or own, self._path(number)  # a file system may show them late
         options, seed = self.plan.of_clustering(number)
         return self.sampler.shards.folder, self.output, self.rows, shares, path, options, seed, self.topics
 
-    def _shares(self, number: int) -> list[Path]:
-        return [self.folder / f"embeddings-{number:04d}-{rank:03d}.npy" for rank in range(self.workers)]
+    def _share(self, number: int, rank: int, workers: int) -> Path:
+        return self.folder / f"embeddings-{number:04d}-{rank:04d}-of-{workers:04d}.npy"
+
+    def _embedded(self, number: int) -> list[Path]:
+        """The files of all embeddings of a clustering, by however many workers; empty while some are missing."""
+        for first in sorted(self.folder.glob(f"embeddings-{number:04d}-0000-of-*.npy")):
+            workers = int(first.stem[-4:])
+            shares = [self._share(number, rank, workers) for rank in range(workers)]
+            if all(share.exists() for share in shares):
+                return shares
+        return []
 
     def _path(self, number: int) -> Path:
         return self.folder / f"clustering-{number:04d}.npz"
@@ -160,16 +173,3 @@ def topics_of(path: Path | None, shards: Shards, rows: np.ndarray) -> list[str |
         return None
     topics, video_ids = read_topics(path), shards.video_ids()
     return [topics.get(video_ids[row]) for row in rows]
-
-
-def agreed(value: T) -> T:
-    """What the first worker has: all must agree on what to do next, and file systems may show them different things."""
-    answer = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(answer)
-    return answer[0]
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
