@@ -95,10 +95,10 @@ class Checkpoints:
 
         Raises what went wrong with that one.
         """
-        if self._saved == (state.epoch, state.step):
+        if self._saved == (state.epoch, state.place):
             return
         self.wait()
-        self._saved = state.epoch, state.step
+        self._saved = state.epoch, state.place
         of_now = TrainingState(state.epoch, state.step, state.place)
         share = snapshot(module, optimizer, self.rank, self.workers)
         self._thread = threading.Thread(target=self._write, args=(share, of_now), name="checkpoint")
