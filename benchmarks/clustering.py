@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from videoclip.retrieval import cluster_videos
+from videoclip.retrieval.clustering import Mode
 from videoclip.retrieval.figures import describe_batches
 
 VIDEOS_PER_BATCH = 32
@@ -44,33 +45,35 @@ class ClusteredVectors:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def timed(embeddings: np.ndarray, mode: str, hardness: float = 1.0) -> tuple[list[np.ndarray], float]:
+def timed(embeddings: np.ndarray, mode: Mode, clusters: int | None = None) -> tuple[list[np.ndarray], float]:
     """Batches of one clustering and the seconds it took."""
     start = time.perf_counter()
-    batches = cluster_videos(embeddings, VIDEOS_PER_BATCH, 0, mode, hardness)
+    batches = cluster_videos(embeddings, VIDEOS_PER_BATCH, 0, mode, clusters)
     return batches, time.perf_counter() - start
 
 
 def compare_modes(count: int, width: int) -> None:
-    """Coverage, repeats, hardness and time of every mode, and cover's hardness in units of the paper's."""
+    """Coverage, repeats, similarity inside clusters and time of every mode; one cluster's in units of the paper's."""
     embeddings = ClusteredVectors(count, width).draw(count)
     print(f"{count} x {width}, batches of {VIDEOS_PER_BATCH}")
-    head = ("mode", "coverage %", "most repeated", "not full", "cosine", "p10 - p90", "s")
-    print("{:18s}{:>11s}{:>15s}{:>10s}{:>9s}{:>16s}{:>7s}".format(*head))
+    head = ("mode", "coverage %", "most repeated", "not full", "cosine", "in a cluster", "s")
+    print("{:22s}{:>11s}{:>15s}{:>10s}{:>9s}{:>14s}{:>7s}".format(*head))
     cosine = {}
-    for mode, hardness in (("random", 1.0), ("paper", 1.0), ("cover", 1.0), ("cover", 0.5), ("cover", 0.25)):
-        batches, seconds = timed(embeddings, mode, hardness)
-        figures = describe_batches(embeddings, batches)
-        name = f"{mode} {hardness:g}" if mode == "cover" else mode
+    variants: list[tuple[Mode, int | None]] = [("random", None), ("paper", None)]
+    variants += [("cover", clusters) for clusters in (1, 2, 4, 8, 16)]
+    for mode, clusters in variants:
+        batches, seconds = timed(embeddings, mode, clusters)
+        size = VIDEOS_PER_BATCH // (clusters or 1)
+        figures = describe_batches(embeddings, batches, videos_per_cluster=size)
+        name = f"cover, {clusters} of {size}" if clusters else mode
         cosine[name] = figures["cosine"]
         not_full = sum(len(batch) < VIDEOS_PER_BATCH for batch in batches)
-        spread = f"{figures['cosine_p10']:.3f} - {figures['cosine_p90']:.3f}"
         print(
-            f"{name:18s}{figures['coverage']:11.1f}{figures['most_repeated']:15d}{not_full:10d}"
-            f"{figures['cosine']:9.3f}{spread:>16s}{seconds:7.1f}",
+            f"{name:22s}{figures['coverage']:11.1f}{figures['most_repeated']:15d}{not_full:10d}"
+            f"{figures['cosine']:9.3f}{figures['cluster_cosine']:14.3f}{seconds:7.1f}",
             flush=True,
         )
-    print(f"cover / paper, mean cosine: {cosine['cover 1'] / cosine['paper']:.3f}\n")
+    print(f"cover of one cluster / paper, mean cosine: {cosine['cover, 1 of 32'] / cosine['paper']:.3f}\n")
 
 
 def show_growth(width: int) -> None:
@@ -85,7 +88,7 @@ def show_growth(width: int) -> None:
 
 
 def cluster_howto100m(count: int = 1_200_000, width: int = 768) -> None:
-    """Time, peak memory and hardness at HowTo100M's size, from a memory-mapped file."""
+    """Time, peak memory and similarity at HowTo100M's size, from a memory-mapped file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "embeddings.npy"
         written = np.lib.format.open_memmap(path, "w+", np.float16, (count, width))
@@ -97,12 +100,12 @@ def cluster_howto100m(count: int = 1_200_000, width: int = 768) -> None:
         before = peak_gigabytes()
         embeddings = np.load(path, mmap_mode="r")
         batches, seconds = timed(embeddings, "cover")
-        figures = describe_batches(embeddings, batches)
+        figures = describe_batches(embeddings, batches, videos_per_cluster=4)
         print(
             f"{count} x {width}: {seconds / 60:.1f} minutes, peak memory {peak_gigabytes():.1f} GB "
             f"({before:.1f} of it before clustering), coverage {figures['coverage']}%, "
             f"most repeated {figures['most_repeated']}, cosine {figures['cosine']:.3f} "
-            f"(random {figures['random_cosine']:.3f})"
+            f"(random {figures['random_cosine']:.3f}), inside a cluster {figures['cluster_cosine']:.3f}"
         )
 
 

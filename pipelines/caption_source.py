@@ -1,19 +1,19 @@
-"""The captions of `videoclip extract`: which there are, whether the shards have them, and each video's own."""
+"""The captions of `extract` and `convert features`: which there are, whether the shards have them, each video's own."""
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.runs import Quarantine
 from videoclip.data.captions import NO_CAPTIONS, Captions, captions_of_video
-from videoclip.data.howto100m import read_raw_captions
 from videoclip.data.recaption import recaption
 from videoclip.data.shards import MANIFEST
+from videoclip.data.subtitle_files import SubtitleFiles
 from videoclip.errors import InputError
-from videoclip.files import read_json, sha256, write_json
+from videoclip.files import read_json, write_json
 
 CAPTIONS = "captions.json"  # which captions the shards hold, and how they were prepared
 
@@ -25,20 +25,39 @@ class CaptionSource:
     that prepare them. With it equal, the same videos get the same captions.
     """
 
-    def __init__(self, path: Path | None, keep_rolling_repeats: bool, seed: int, quarantine: Quarantine) -> None:
-        """`seed` decides on which side of a rolling repeat its words stay.
+    def __init__(
+        self,
+        captions: str | None,
+        keep_rolling_repeats: bool,
+        seed: int,
+        quarantine: Quarantine,
+        videos: Mapping[str, Path] | None = None,
+        language: str = "",
+    ) -> None:
+        """`captions`: `beside`, a folder or a file, as `SubtitleFiles` takes it, for `videos` by id.
 
-        Raises InputError if `path` cannot be read.
+        `seed` decides on which side of a rolling repeat its words stay. Raises InputError if they cannot be read.
         """
         self.keep_rolling_repeats, self.seed = keep_rolling_repeats, seed
         self.quarantine = quarantine
-        self.raw: dict[str, Any] = {}
+        self.files: SubtitleFiles | None = None
+        self.ids: set[str] = set()
         self.description: dict[str, Any] = {}
-        if path is not None:
-            self.raw = read_raw_captions(path)
-            self.description = {"sha256": _digest(path), "keep_rolling_repeats": keep_rolling_repeats}
+        if captions is not None:
+            self.files = SubtitleFiles(captions, videos or {}, language)
+            self.ids = self.files.ids()
+            self.description = {"sha256": self.files.fingerprint(), "keep_rolling_repeats": keep_rolling_repeats}
             if not keep_rolling_repeats:
                 self.description["seed"] = seed
+
+    def refuse_left_out(self, folder: Path, before: bool = False) -> None:
+        """Raises InputError if the folder's videos have captions (`before`: by the word of an older run) and none are
+        given now: those that are added would have none, and nobody would see which."""
+        if not self.description and (before or (folder / CAPTIONS).exists()):
+            raise InputError(
+                f"{folder}: was made with captions; give --captions again (the same, or others in their place), "
+                "or choose another --output"
+            )
 
     def update_shards(self, folder: Path) -> None:
         """Give the videos that are there already these captions, if they have others or none."""
@@ -57,35 +76,26 @@ class CaptionSource:
 
     def of_video(self, video_id: str, seconds: int) -> Captions:
         """Captions of a video of so many tokens; what cannot be used is noted in the quarantine list."""
-        if video_id not in self.raw:
-            return NO_CAPTIONS
         try:
+            subtitles = self.files.find(video_id) if self.files is not None else None
+            if subtitles is None:
+                return NO_CAPTIONS
             captions, rejected = captions_of_video(
-                self.raw[video_id], seconds, video_id, self.seed, self.keep_rolling_repeats
+                subtitles.raw, seconds, video_id, self.seed, self.keep_rolling_repeats
             )
-        except ValueError as error:
-            self.quarantine.add(video_id, f"its captions cannot be used: {error}", "captions")
+        except InputError as error:
+            self.quarantine.add(video_id, str(error), "captions")
             return NO_CAPTIONS
-        for reason, count in rejected.items():
+        for reason, count in (subtitles.dropped + rejected).items():
             self.quarantine.add(video_id, f"{count} caption lines left out: {reason}", "captions")
         return captions
 
     def note_unused(self, paths: dict[str, Path]) -> None:
         """Note the captions of videos that are not there."""
-        for video_id in self.raw:
+        for video_id in sorted(self.ids):
             if video_id not in paths:
                 unsafe = os.sep in video_id or video_id in ("", ".", "..")
                 reason = (
                     "an id that is a path cannot be a video's" if unsafe else "captions of a video that is not there"
                 )
                 self.quarantine.add(video_id, reason, "captions")
-
-
-def _digest(captions: Path) -> str:
-    """Hexadecimal SHA-256 of a file of captions, or of all csv files of a folder and their names."""
-    if not captions.is_dir():
-        if not captions.is_file():
-            raise InputError(f"{captions}: no such file")
-        return sha256(captions)
-    files = sorted(captions.glob("*.csv"))
-    return hashlib.sha256("".join(f"{file.name}\0{sha256(file)}\n" for file in files).encode()).hexdigest()

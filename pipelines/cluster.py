@@ -7,7 +7,7 @@ elsewhere. It leaves `embeddings.npy` (float16 [N, H], memory-mappable), `video_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,15 @@ import torch
 
 from pipelines.ray_session import ray_session
 from pipelines.runs import Quarantine, embed_parts, start_run, with_absolute_paths, writes_output
-from videoclip.data.clips import ClipConfig, ClipSampler
+from videoclip.data.clips import ClipSampler
 from videoclip.data.howto100m import read_topics
 from videoclip.data.shards import Shards
 from videoclip.data.words import CaptionWords
-from videoclip.embedding import TwoTowers, embed_videos
+from videoclip.embedding import TwoTowers, clips_of, embed_videos
 from videoclip.errors import InputError
 from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.files import atomic_path, write_arrays, write_json
-from videoclip.retrieval.clustering import Mode, check_options
+from videoclip.retrieval.clustering import Mode, Skip, check_options
 from videoclip.retrieval.epochs import BatchOptions, make_clustering
 from videoclip.retrieval.figures import describe_in_words
 from videoclip.retrieval.index import finite_rows
@@ -40,9 +40,11 @@ class ClusterConfig:
     output: Path = Path("runs/clusters")
     videos_per_batch: int = 32
     mode: Mode = "cover"
-    """How videos are grouped: cover (similar ones together, each in one batch), random, or paper (Algorithm 1)."""
-    hardness: float = 1.0
-    """Of `cover`: from 0 (random batches) to 1 (as similar as possible)."""
+    """How videos are grouped: cover (clusters of similar ones, each in one batch), random, or paper (Algorithm 1)."""
+    clusters_per_batch: int | None = None
+    """Of `cover`: a batch is so many clusters from all over the corpus; by default clusters have four videos."""
+    skip: Skip = field(default_factory=Skip)
+    """Of `cover`: similar videos that are kept out of each other's clusters."""
     faiss_index: str = ""
     """Of `paper`: a Faiss index string such as IVF4096,Flat; by default chosen by size."""
     topics: Path | None = None
@@ -61,7 +63,9 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
     Raises InputError if model and shards do not fit each other. Videos without captions are left out.
     """
     config = with_absolute_paths(config)
-    check_options(config.videos_per_batch, config.mode, config.hardness)  # now rather than after the embedding
+    check_options(
+        config.videos_per_batch, config.mode, config.clusters_per_batch
+    )  # now rather than after the embedding
     topics = None if config.topics is None else read_topics(config.topics)
     model, shards = load_model_and_shards(config.model, config.shards)
     all_ids = shards.video_ids()  # fails if two videos share one
@@ -72,7 +76,9 @@ def cluster(config: ClusterConfig) -> list[list[str]]:
     video_ids = [all_ids[row] for row in rows]
     write_json(config.output / "video_ids.json", video_ids)
     embeddings = np.load(config.output / "embeddings.npy", mmap_mode="r")
-    options = BatchOptions(config.videos_per_batch, config.mode, config.hardness, config.faiss_index)
+    options = BatchOptions(
+        config.videos_per_batch, config.mode, config.clusters_per_batch, config.skip, config.faiss_index
+    )
     of_videos = None if topics is None else [topics.get(video_id) for video_id in video_ids]
     clustering = make_clustering(embeddings, options, config.seed, topics=of_videos)
     named = [[video_ids[row] for row in batch] for batch in clustering.batches]
@@ -124,13 +130,7 @@ def _embed_some(config: ClusterConfig, parts: list[tuple[int, Path]]) -> int:
     """Embed the videos of several parts, each into its file; the shards' other parts are not opened."""
     torch.set_num_threads(1)  # one task a CPU
     model, shards = load_model_and_shards(config.model, config.shards)
-    clips = ClipConfig(
-        clips_per_video=config.clips_per_video,
-        max_seconds=model.config.max_seconds,
-        max_words=model.config.max_words,
-        min_words=min(8, model.config.max_words),
-        min_seconds=min(3, model.config.max_seconds),
-    )
+    clips = clips_of(model, config.clips_per_video)
     sampler = ClipSampler(shards, model.tokenizer(), clips, config.output)
     for number, path in parts:
         rows = sampler.usable_rows_of_part(number)

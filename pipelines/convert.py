@@ -8,10 +8,10 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
+from pipelines.caption_source import CaptionSource
 from pipelines.runs import Quarantine, writes_output
-from videoclip.convert import describe, features_to_shards, from_mmpt, shards_to_features
-from videoclip.data.howto100m import read_raw_captions
-from videoclip.data.shards import Shards
+from videoclip.convert import describe, features_to_shards, fingerprint_of_features, from_mmpt, shards_to_features
+from videoclip.data.shards import MANIFEST, Manifest, Shards, check_encoder
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.s3d import S3D
 from videoclip.errors import InputError
@@ -41,8 +41,9 @@ class ConvertFeaturesConfig:
     output: Annotated[Path, Positional]
     encoder: str = "s3d"
     """Name of the encoder that made them; tokens of differently named encoders are never mixed."""
-    captions: Path | None = None
-    """HowTo100M raw_caption.json, or a folder of <video_id>.csv."""
+    captions: str | None = None
+    """Captions as for `extract`: a folder or a file of HowTo100M's json or csv, srt, vtt and others. They can be given,
+    or changed, later."""
     keep_rolling_repeats: bool = False
     """Leave captions as they are, instead of removing what rolling captions repeat."""
     seed: int = 0
@@ -81,19 +82,19 @@ def convert_mmpt(config: ConvertMMPTConfig) -> None:
 
 @writes_output
 def convert_features(config: ConvertFeaturesConfig) -> None:
-    """Raises InputError if nothing in the folder can be used; bad arrays and caption lines go to quarantine."""
+    """Bad arrays and caption lines go to quarantine. Shards that are there keep their tokens and get these captions.
 
+    Raises InputError if nothing in the folder can be used, or the output holds the tokens of another encoder.
+    """
     quarantine = Quarantine(config.output)
-    captions = read_raw_captions(config.captions) if config.captions else {}
-    for video_id, what, reason in features_to_shards(
-        config.features,
-        config.output,
-        captions,
-        config.encoder,
-        seed=config.seed,
-        keep_rolling_repeats=config.keep_rolling_repeats,
-    ):
-        quarantine.add(video_id, reason, what)
+    captions = CaptionSource(config.captions, config.keep_rolling_repeats, config.seed, quarantine)
+    if (config.output / MANIFEST).exists():
+        fingerprint = fingerprint_of_features(config.encoder)
+        check_encoder(Manifest.read(config.output), fingerprint, config.encoder, config.output)
+    captions.refuse_left_out(config.output)
+    captions.update_shards(config.output)
+    for video_id, reason in features_to_shards(config.features, config.output, captions.of_video, config.encoder):
+        quarantine.add(video_id, reason)
     quarantine.save()
     print(f"{config.output}: shards written; {quarantine.summary()}")
 
@@ -101,6 +102,5 @@ def convert_features(config: ConvertFeaturesConfig) -> None:
 @writes_output
 def convert_shards(config: ConvertShardsConfig) -> None:
     """Raises InputError if the shards are damaged or an id cannot be a file name."""
-
     count = shards_to_features(Shards(config.shards, verify=True), config.output)
     print(f"{config.output}: {count} arrays written")

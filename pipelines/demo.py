@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.ablation import ablate
 from pipelines.experiment import EPOCHS, Corpus, evaluate, prepare_corpus, pretraining
+from pipelines.index import IndexConfig, build_index
 from pipelines.pretrain import PretrainResult, pretrain
 from pipelines.ray_session import ray_session
 from pipelines.report import MOMENT_ROWS, ReportConfig, report
@@ -52,13 +53,24 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         corpus.stopwatch.seconds["cluster"] = result.cluster_seconds
         with corpus.stopwatch.measure("evaluate"):
             retrieval, moments = evaluate(corpus, result.model, config.output / "evaluation")
+        with corpus.stopwatch.measure("index"):
+            _index(corpus, result.model, config.output / "index")
     publish_model(result, config.output / "model", corpus, config, retrieval)
     corpus.stopwatch.seconds["total"] = time.perf_counter() - start
     numbers = _numbers(config, corpus, retrieval, moments)
     write_json(config.output / "report.json", numbers)
     _write_page(config, corpus, numbers)
     _print_summary(numbers)
+    model, index = config.output / "model", config.output / "index"
+    print(f"See it: videoclip serve --model {model} --index {index}, then open the address that it prints")
     return numbers
+
+
+def _index(corpus: Corpus, model: Path, output: Path) -> None:
+    """Make the test videos searchable, by picture and by what is said in them."""
+    said = str(corpus.folder / "test" / "raw_caption.json")
+    videos = corpus.folder / "test" / "videos"
+    build_index(IndexConfig(model, corpus.test_shards, videos, output, captions=said))
 
 
 def _refuse_other_seed(config: DemoConfig) -> None:
@@ -96,7 +108,8 @@ def _numbers(config: DemoConfig, corpus: Corpus, retrieval: dict[str, Any], mome
         "retrieval": {name: retrieval[name] for name in ("queries", "R@1", "R@5", "R@10", "MedR", "chance_R@1")},
         "moments": {**moments["brief"], "baseline": moments["baseline"]},
         "seconds": {
-            name: round(seconds[name], 1) for name in ("corpus", "extract", "pretrain", "cluster", "evaluate", "total")
+            name: round(seconds[name], 1)
+            for name in ("corpus", "extract", "pretrain", "cluster", "evaluate", "index", "total")
         },
     }
 

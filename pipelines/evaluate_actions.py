@@ -1,4 +1,4 @@
-"""Zero-shot evaluation with labels as queries: COIN, CrossTask, and MSR-VTT's multiple-choice questions."""
+"""Zero-shot evaluation with labels or sentences as queries: COIN, CrossTask, MSR-VTT's questions, HTM-Align."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pipelines.evaluate import ZeroShotConfig, write_results
 from pipelines.figures import Figures
 from videoclip.data.coin import read_coin
 from videoclip.data.crosstask import read_crosstask
+from videoclip.data.htm_align import read_htm_align
 from videoclip.data.msrvtt import read_questions
 from videoclip.evaluation.actions import OutsideRule, place_steps_of_videos, segment_videos
+from videoclip.evaluation.alignment import NEAR, align_videos
 from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.evaluation.questions import answer_questions
 
@@ -49,6 +51,17 @@ class QuestionConfig(ZeroShotConfig):
     output: Path = Path("runs/evaluation/msrvtt-qa/metrics.json")
 
 
+@dataclass(frozen=True)
+class AlignmentConfig(ZeroShotConfig):
+    """Alignment of sentences on HTM-Align: at which second is each shown (recall, beside chance), if at all (AUC)?"""
+
+    annotations: Path
+    """htm_align.json."""
+    output: Path = Path("runs/evaluation/htm-align/metrics.json")
+    near: float | None = NEAR
+    """Seconds around where a sentence is expected that are looked at; None: the whole video."""
+
+
 def evaluate_coin(config: COINConfig) -> Figures:
     """Run COIN; returns the metrics that it writes.
 
@@ -72,3 +85,10 @@ def evaluate_questions(config: QuestionConfig) -> Figures:
     questions = read_questions(config.annotations)
     model, shards = load_model_and_shards(config.model, config.shards)
     return write_results(config.output, *answer_questions(model, shards, questions, config.templates))
+
+
+def evaluate_htm_align(config: AlignmentConfig) -> Figures:
+    """Run HTM-Align; as `evaluate_coin`."""
+    videos = read_htm_align(config.annotations)
+    model, shards = load_model_and_shards(config.model, config.shards)
+    return write_results(config.output, *align_videos(model, shards, videos, config.templates, config.near))

@@ -23,6 +23,8 @@ class MTEBConfig:
     """Folder of a trained model, with its frozen encoder."""
     tasks: tuple[str, ...] = ("YouCook2T2VRetrieval", "MSRVTTT2V", "DiDeMoT2VRetrieval")
     """Names of mteb's tasks; any whose inputs are texts and videos."""
+    benchmark: str = ""
+    """A whole benchmark of mteb's in place of the tasks, for instance "MVEB(text, video)"."""
     output: Path = Path("runs/evaluation/mteb/metrics.json")
     """The main score and R@K of every task; mteb's own files go to the folder `results` beside it."""
     videos_at_once: int = 32
@@ -36,9 +38,11 @@ def evaluate_mteb(config: MTEBConfig) -> Figures:
     """
     mteb = _mteb()
     try:
-        tasks = [mteb.get_task(name) for name in config.tasks]
+        benchmark = mteb.get_benchmark(config.benchmark) if config.benchmark else None
+        tasks = list(benchmark.tasks) if benchmark else [mteb.get_task(name) for name in config.tasks]
     except KeyError as error:
-        raise InputError(f"mteb knows no such task: {str(error).strip(chr(34)).removeprefix('KeyError: ')}") from None
+        kind = "benchmark" if config.benchmark else "task"
+        raise InputError(f"mteb knows no such {kind}: {str(error).strip(chr(34)).removeprefix('KeyError: ')}") from None
     return run_tasks_of_mteb(VideoCLIP.from_pretrained(config.model), tasks, config)
 
 

@@ -44,7 +44,7 @@ def prepare_corpus(folder: Path, seed: int, weights: Path | None = None) -> Corp
         train = ExtractConfig(
             corpus_folder / "train" / "videos",
             corpus.train_shards,
-            corpus_folder / "train" / "raw_caption.json",
+            str(corpus_folder / "train" / "raw_caption.json"),
             encoder,
             weights,
             seed=seed,

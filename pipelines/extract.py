@@ -16,8 +16,8 @@ import ray.data
 import torch
 from tqdm import tqdm
 
-from pipelines.caption_source import CAPTIONS, CaptionSource
-from pipelines.ray_session import cluster_processors, ray_session
+from pipelines.caption_source import CaptionSource
+from pipelines.ray_session import cluster_processors, missing_resources, ray_session, refuse_missing
 from pipelines.runs import (
     IDENTITY,
     Quarantine,
@@ -48,9 +48,11 @@ class ExtractConfig:
     """Folder of video files, searched recursively; a file's name without its suffix is its video id."""
     output: Path = Path("runs/tokens")
     """Folder for the shards."""
-    captions: Path | None = None
-    """HowTo100M raw_caption.json, or a folder of <video_id>.csv; needed for training only. They can be given or
-    changed later: the same command with other captions makes these anew and encodes nothing again."""
+    captions: str | None = None
+    """beside (subtitles named like the videos, next to or inside them), a folder of subtitles (srt, vtt, ass, ttml,
+    json of Whisper or YouTube, csv), or one file such as HowTo100M's raw_caption.json; needed for training only.
+    They can be given or changed later: the same command with other captions makes these anew and encodes nothing
+    again."""
     encoder: str = "x3d-s"
     """Frozen video encoder: x3d-tiny, x3d-xs, x3d-s, x3d-m, x3d-l, s3d (which needs --weights), or the hub id or
     folder of a Hugging Face vision model such as openai/clip-vit-base-patch32."""
@@ -67,8 +69,10 @@ class ExtractConfig:
     retry_crashed: bool = False
     """Try videos again that are in quarantine because the work on them crashed (memory, disk, a decoder's bug)."""
     workers: int = 0
-    """Encoder processes; 0 for one a CPU."""
+    """Encoder processes, at most one a CPU; 0 for as many as that."""
     seed: int = 0
+    language: str = ""
+    """Two letters, where videos have subtitles in several languages."""
     address: str | None = None
     """Ray cluster to join, for instance "auto" or ray://head:10001; without it Ray runs on this machine."""
 
@@ -83,7 +87,9 @@ def extract(config: ExtractConfig) -> Shards:
     config = with_absolute_paths(config)
     quarantine = Quarantine(config.output)
     paths = _videos_by_id(config.videos, quarantine)
-    captions = CaptionSource(config.captions, config.keep_rolling_repeats, config.seed, quarantine)
+    captions = CaptionSource(
+        config.captions, config.keep_rolling_repeats, config.seed, quarantine, paths, config.language
+    )
     encoder = _prepare_encoder(config, list(paths.values()))
     manifest = Manifest(encoder.name, encoder.fingerprint(), encoder.dimension)
     identity = _identity(config)
@@ -91,16 +97,12 @@ def extract(config: ExtractConfig) -> Shards:
     if config.encoder_from is None:  # where it is given, the fingerprint says all
         refuse_other_run(config.output, identity, _identity_before(config, before))
     done = _done(config.output, manifest, paths)
-    if config.captions is None and (before.get("captions") or (config.output / CAPTIONS).exists()):
-        raise InputError(
-            f"{config.output}: was made with captions; give --captions again (the same, or others in their place), "
-            "or choose another --output"
-        )
+    captions.refuse_left_out(config.output, bool(before.get("captions")))
     start_run(config.output, "extract", config, None if (config.output / IDENTITY).exists() else identity)
     if not (config.output / MANIFEST).exists():
         encoder.save(config.output)
-    captions.note_unused(paths)
     captions.update_shards(config.output)
+    captions.note_unused(paths)
     if config.retry_crashed:
         quarantine.forget(kind="crashed")
     quarantine.save()
@@ -121,8 +123,9 @@ def _encode_all(
 ) -> None:
     """Encode what is missing into the shards, under a progress bar."""
     quarantine = captions.quarantine
-    writer = ShardWriter(config.output, manifest, config.videos_per_part)
     with ray_session(config.address), tqdm(total=total, initial=total - len(todo), unit="video") as bar:
+        refuse_missing(config.workers, missing_resources(config.workers))
+        writer = ShardWriter(config.output, manifest, config.videos_per_part)
         bar.set_description(f"tokens by {manifest.encoder}")
         for row in _encode(todo, config):
             bar.update()

@@ -46,7 +46,7 @@ def read_value(path: Path, name: str, default: object) -> object:
     return values.get(name, default) if isinstance(values, Mapping) else default
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """YAML in which 5e-5 is a number, as in Python and in YAML 1.2, and not a text."""
 
 

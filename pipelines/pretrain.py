@@ -31,11 +31,12 @@ from videoclip.data.shards import Shards
 from videoclip.data.words import TOKENIZER_FILE, WordTokenizer, train_wordpiece
 from videoclip.encoders.text import FrozenTextEncoder
 from videoclip.errors import InputError
+from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.files import read_json, read_json_lines
 from videoclip.pretrained import find_folder
 from videoclip.recipes import recipe_named
 from videoclip.recipes import videoclip as videoclip_recipe
-from videoclip.retrieval.clustering import Mode, check_options
+from videoclip.retrieval.clustering import Mode, Skip, check_options
 from videoclip.retrieval.epochs import BatchOptions
 from videoclip.retrieval.false_negatives import FalseNegativeConfig
 from videoclip.retrieval.figures import describe_in_words
@@ -62,6 +63,9 @@ WHERE_IT_RUNS = {
 }
 
 
+COUNTS = ("epochs", "workers", "batches_per_step", "log_every", "checkpoints_kept", "clips_for_similarity")
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Train VideoCLIP on shards that have captions. Run it again to go on where it stopped."""
@@ -77,15 +81,19 @@ class PretrainConfig:
     epochs: int = 25
     videos_per_batch: int = 32
     batches: Mode = "cover"
-    """How videos are grouped: cover (similar ones together, each once an epoch), random, or paper (Algorithm 1)."""
-    hardness: tuple[float, ...] = (1.0,)
-    """Of `cover`: 0 random, 1 as similar as possible. Several values are a schedule, spread evenly over the run."""
+    """How videos are grouped: cover (clusters of similar ones, each once an epoch), random, or paper (Algorithm 1)."""
+    clusters_per_batch: int | None = None
+    """Of `cover`: a batch is so many clusters from all over the corpus; 1 makes it one, as in the paper. By default
+    clusters have four videos: a batch of 32 has 8."""
+    similarity: str = "model"
+    """What videos are compared by: `model` (as it learns; mean frozen tokens in the first epoch of a new one), `tokens`
+    (mean frozen tokens, no model is run), or the folder or hub id of a trained model, a teacher."""
+    clips_for_similarity: int = 2
+    """Clips whose mean embedding stands for a video when videos are compared by a model."""
+    skip: Skip = field(default_factory=Skip)
+    """Of `cover`: similar videos that are kept out of each other's clusters."""
     faiss_index: str = ""
     """Of `paper`: a Faiss index string such as IVF4096,Flat; by default chosen by size."""
-    recluster_every: int = 1
-    """Epochs between two clusterings."""
-    cluster_ahead: bool = False
-    """Make the next clustering beside training, on a spare CPU, from embeddings that are one clustering older."""
     false_negatives: FalseNegativeConfig = field(default_factory=FalseNegativeConfig)
     topics: Path | None = None
     """HowTo100M_v1.csv, or a JSON object {video_id: topic}: how pure the batches are is reported then."""
@@ -183,17 +191,19 @@ def _with_limits(config: PretrainConfig) -> PretrainConfig:
     options = replace(options, **{name: value for name, value in filled.items() if name in known})
     values = {item.name: getattr(config, item.name) for item in fields(PretrainConfig)}
     init = str(Path(config.init).resolve()) if config.init and Path(config.init).is_dir() else config.init
-    return PretrainConfig(**{**values, "model": options, "text": text, "init": init})
+    resolved = {"model": options, "text": text, "init": init}
+    if Path(config.similarity).is_dir():
+        resolved["similarity"] = str(Path(config.similarity).resolve())
+    return PretrainConfig(**{**values, **resolved})
 
 
 def _check_options(config: PretrainConfig) -> None:
-    if not config.hardness:
-        raise InputError("--hardness needs at least one number between 0 and 1")
-    for value in config.hardness:
-        check_options(config.videos_per_batch, config.batches, value)
-    for name in ("epochs", "recluster_every", "workers", "batches_per_step", "log_every", "checkpoints_kept"):
+    check_options(config.videos_per_batch, config.batches, config.clusters_per_batch)
+    for name in COUNTS:
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    if config.similarity not in ("model", "tokens"):
+        load_model_and_shards(Path(config.similarity), config.shards)  # a teacher of these tokens, or else an error
     if config.pairs_at_once < 0 or not 0 <= config.checkpoint_minutes < math.inf:
         raise InputError("--pairs-at-once and --checkpoint-minutes cannot be negative")
     if config.precision not in get_args(Precision):
@@ -250,13 +260,14 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int, stop: St
         BatchOptions(
             config.videos_per_batch,
             config.batches,
+            config.clusters_per_batch,
+            config.skip,
             faiss_index=config.faiss_index,
             duplicate_similarity=config.false_negatives.duplicate_similarity,
         ),
-        config.hardness,
-        config.epochs,
-        config.recluster_every,
-        config.cluster_ahead,
+        config.similarity,
+        config.clips_for_similarity,
+        not config.init,
         config.topics,
         config.seed,
     )

@@ -1,8 +1,7 @@
-"""The batches of every epoch of `videoclip pretrain`: embed all videos, cluster them, keep the answer on disk.
+"""The batches of every epoch of `videoclip pretrain`: what videos are compared by, their clusters, all on disk.
 
 All workers embed a share each; the first of them clusters. A clustering is a file of the run folder, so a run that
-is resumed has the batches that it had. With `--cluster-ahead` the next clustering is made from the weights at the
-start of the present one, by a task of its own on a spare CPU while training goes on.
+is resumed has the batches that it had.
 """
 
 from __future__ import annotations
@@ -10,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import ray
 
 from pipelines.checkpointing import agreed, barrier
 from pipelines.runs import Quarantine
 from videoclip.data.clips import ClipSampler
 from videoclip.data.howto100m import read_topics
 from videoclip.data.shards import Shards
-from videoclip.embedding import TwoTowers, embed_videos
+from videoclip.embedding import TwoTowers, clips_of, embed_videos
+from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.files import write_array
 from videoclip.retrieval.epochs import BatchOptions, Clustering, make_clustering
+from videoclip.retrieval.similarity import mean_tokens
 
 
 @dataclass(frozen=True)
@@ -30,24 +29,24 @@ class BatchPlan:
     """How the videos are grouped in every epoch of a run."""
 
     options: BatchOptions
-    hardness: tuple[float, ...]
-    """A schedule: the values are spread evenly over the run and joined by straight lines."""
-    epochs: int
-    recluster_every: int
-    cluster_ahead: bool
+    similarity: str
+    """What videos are compared by: model, tokens, or the folder or hub id of a teacher."""
+    clips_per_video: int
+    """Clips whose mean embedding stands for a video."""
+    from_nothing: bool
+    """Whether the model starts untrained, so that in the first epoch it knows less than its frozen tokens."""
     topics: Path | None
     seed: int
 
-    def number(self, epoch: int) -> int:
-        """Of the clustering that an epoch uses."""
-        return epoch // self.recluster_every
+    def seed_of(self, epoch: int) -> int:
+        """Of an epoch's clustering."""
+        return int(np.random.default_rng([self.seed, epoch]).integers(2**31))
 
-    def of_clustering(self, number: int) -> tuple[BatchOptions, int]:
-        """Options and seed of a clustering."""
-        places = np.linspace(0, max(1, self.epochs - 1), len(self.hardness))
-        hardness = float(np.interp(number * self.recluster_every, places, self.hardness))
-        seed = int(np.random.default_rng([self.seed, number]).integers(2**31))
-        return replace(self.options, hardness=hardness), seed
+    def source(self, epoch: int) -> str:
+        """What videos are compared by in an epoch."""
+        if self.options.mode == "random":
+            return "tokens"  # to label near-duplicates by, at no cost
+        return "tokens" if self.similarity == "model" and epoch == 0 and self.from_nothing else self.similarity
 
 
 class Clusterings:
@@ -62,81 +61,44 @@ class Clusterings:
         self.topics = topics_of(plan.topics, sampler.shards, self.rows) if rank == 0 else None
         self.folder = output / "batches"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._ahead: Any = None
-
-    def is_new_in(self, epoch: int) -> bool:
-        """Whether an epoch is the first to use its clustering."""
-        return epoch % self.plan.recluster_every == 0
 
     def start_epoch(self, epoch: int, model: TwoTowers) -> Clustering:
-        """The clustering of an epoch; made first, where the epoch is the first to need it."""
-        number = self.plan.number(epoch)
-        if not agreed(self._path(number).exists()):
-            self._embed(model, number)
+        """The clustering of an epoch; made first, where it is not there yet."""
+        path = self.folder / f"clustering-{epoch:04d}.npz"
+        if not agreed(path.exists()):
+            self._embed(model, epoch)
             if self.rank == 0:
-                cluster_to_file(*self._arguments(number))
+                arguments = self.rows, self._shares(epoch), path, self.plan.options, self.plan.seed_of(epoch)
+                cluster_to_file(self.sampler.shards.folder, self.output, *arguments, self.topics)
             barrier()
-        clustering = Clustering.load(self._path(number))
+        clustering = Clustering.load(path)
         barrier()  # nobody may clear away what another still reads
-        last = self.plan.number(self.plan.epochs - 1)
-        if self.plan.cluster_ahead and number < last and not agreed(self._path(number + 1).exists()):
-            self._embed(model, number + 1)
-            if self.rank == 0:
-                self._ahead = self._start(number + 1)
         return clustering
 
-    def finish_ahead(self) -> None:
-        """Wait for the clustering that runs beside training; to be called before a checkpoint is written.
-
-        A run resumed from that checkpoint has newer weights and could not make the clustering again.
-        """
-        if self._ahead is not None:
-            ray.get(self._ahead)
-            self._ahead = None
-        barrier()
-
-    def _embed(self, model: TwoTowers, number: int) -> None:
-        """Leave this worker's share of the embeddings on disk, where the clustering finds it.
-
-        A run that was resumed within an epoch finds them there: it has newer weights and could not make them again.
-        """
-        if agreed(bool(self._embedded(number))):
-            return
+    def _embed(self, model: TwoTowers, epoch: int) -> None:
+        """Leave this worker's share of the embeddings on disk, where the clustering finds it."""
         share = np.array_split(self.rows, self.workers)[self.rank]
-        embeddings = embed_videos(model, self.sampler, share, self.plan.seed, number)
-        write_array(self._share(number, self.rank, self.workers), embeddings.astype(np.float16))
+        write_array(self._shares(epoch)[self.rank], self._embedded(model, share, epoch).astype(np.float16))
         barrier()
 
-    def _start(self, number: int) -> Any:
-        """Cluster on a spare CPU while training goes on; with no CPU to spare, at once."""
-        arguments = self._arguments(number)
-        if ray.available_resources().get("CPU", 0) < 1:
-            cluster_to_file(*arguments)
-            return None
-        task: Any = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(cluster_to_file)
-        return task.remote(*arguments)
+    def _embedded(self, model: TwoTowers, share: np.ndarray, epoch: int) -> np.ndarray:
+        """What the videos of a share are compared by: float32 [V, H]."""
+        source = self.plan.source(epoch)
+        if source == "tokens":
+            return mean_tokens(self.sampler.shards, share, self.rows)
+        if source == "model":
+            clips = replace(self.sampler.config, clips_per_video=self.plan.clips_per_video)
+            return embed_videos(model, self.sampler.with_clips(clips), share, self.plan.seed, epoch)
+        kept = self.folder / f"teacher-{self.rank:03d}-of-{self.workers:03d}.npy"
+        if not kept.exists():
+            teacher, shards = load_model_and_shards(Path(source), self.sampler.shards.folder)
+            clips = clips_of(teacher, self.plan.clips_per_video)
+            sampler = ClipSampler(shards, teacher.tokenizer(), clips, self.output / f"teacher-words-{self.rank:03d}")
+            write_array(kept, embed_videos(teacher, sampler, share, self.plan.seed, 0).astype(np.float16))
+        return np.load(kept)
 
-    def _arguments(self, number: int) -> tuple[Any, ...]:
-        """Of `cluster_to_file`."""
-        own = [self._share(number, rank, self.workers) for rank in range(self.workers)]
-        shares, path = self._embedded(number) or own, self._path(number)  # a file system may show them late
-        options, seed = self.plan.of_clustering(number)
-        return self.sampler.shards.folder, self.output, self.rows, shares, path, options, seed, self.topics
-
-    def _share(self, number: int, rank: int, workers: int) -> Path:
-        return self.folder / f"embeddings-{number:04d}-{rank:04d}-of-{workers:04d}.npy"
-
-    def _embedded(self, number: int) -> list[Path]:
-        """The files of all embeddings of a clustering, by however many workers; empty while some are missing."""
-        for first in sorted(self.folder.glob(f"embeddings-{number:04d}-0000-of-*.npy")):
-            workers = int(first.stem[-4:])
-            shares = [self._share(number, rank, workers) for rank in range(workers)]
-            if all(share.exists() for share in shares):
-                return shares
-        return []
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"clustering-{number:04d}.npz"
+    def _shares(self, epoch: int) -> list[Path]:
+        return [self.folder / f"embeddings-{epoch:04d}-{rank:03d}.npy" for rank in range(self.workers)]
 
 
 def cluster_to_file(

@@ -141,7 +141,7 @@ class Training:
         if state.place and state.random:
             restore_random_state(state.random)
         of_clustering = {"batch_seconds": time.perf_counter() - start}
-        if self.clusterings.is_new_in(epoch) and not state.place:
+        if not state.place:
             of_clustering |= {f"batches/{name}": value for name, value in clustering.figures.items()}
         steps = spread_batches(clustering.batches, plan.batches_per_step)
         batches = EpochBatches(
@@ -172,8 +172,6 @@ class Training:
                 self.orders.finish()
                 return True
         self.orders.finish()
-        self.heartbeat.doing = "waiting for the next clustering"
-        self.clusterings.finish_ahead()
         self._save()
         return False
 

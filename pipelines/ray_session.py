@@ -77,6 +77,23 @@ def cluster_processors() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def missing_resources(count: int, kinds: Sequence[str] = ("CPU",)) -> str:
+    """What the Ray session has too little of for `count` processes, with both numbers; empty if all find a place.
+
+    Ray itself would wait for ever, in silence, for a machine that brings the rest.
+    """
+    has = ray.cluster_resources()
+    return " and ".join(
+        f"{count} {kind}s are needed and Ray has {has.get(kind, 0):g}" for kind in kinds if has.get(kind, 0) < count
+    )
+
+
+def refuse_missing(workers: int, missing: str) -> None:
+    """Raises InputError if `missing_resources` found something."""
+    if missing:
+        raise InputError(f"--workers {workers}: {missing}; ask for fewer workers, or join a larger cluster")
+
+
 def run_interruptibly(function: Callable[[], Any], watch: Callable[[], None], seconds: float = 2) -> None:
     """Call `function` in a thread of its own, and `watch` every few seconds until it is done.
 

@@ -15,7 +15,7 @@ import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipelines.ray_session import run_interruptibly
+from pipelines.ray_session import missing_resources, refuse_missing, run_interruptibly
 from videoclip.errors import InputError
 
 FINAL = (InputError, FloatingPointError)  # bad input, and a loss that is not finite: the next try would end the same
@@ -32,13 +32,7 @@ class Workers:
 
     def missing(self) -> str:
         """What the session has too little of, with both numbers; empty if all the workers find a place."""
-        has = ray.cluster_resources()
-        kinds = ("CPU", "GPU") if self.gpu else ("CPU",)
-        return " and ".join(
-            f"{self.count} {kind}s are needed and Ray has {has.get(kind, 0):g}"
-            for kind in kinds
-            if has.get(kind, 0) < self.count
-        )
+        return missing_resources(self.count, ("CPU", "GPU") if self.gpu else ("CPU",))
 
 
 def train_on_workers(
@@ -55,8 +49,7 @@ def train_on_workers(
     Raises InputError if the session has too few resources, at the start or for `replacement_seconds` later on, and
     for what is final in a worker.
     """
-    if missing := workers.missing():
-        raise InputError(f"--workers {workers.count}: {missing}; ask for fewer workers, or join a larger cluster")
+    refuse_missing(workers.count, workers.missing())
     # Read by Ray Train's controller, which takes its environment from this process. It is how long a placement that
     # others' jobs stand in the way of is waited for; what is lost altogether, the watch below notices.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.replacement_seconds)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pipelines.extract import ExtractConfig, extract
@@ -159,7 +162,7 @@ def extraction(corpus: Path, output: Path) -> ExtractConfig:
     return ExtractConfig(
         corpus / "train" / "videos",
         output,
-        corpus / "train" / "raw_caption.json",
+        str(corpus / "train" / "raw_caption.json"),
         "x3d-tiny",
         calibration_clips=24,
         videos_per_part=4,
@@ -196,3 +199,25 @@ def trained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("trained") / "run"
     pretrain(training(tokens, output))
     return output
+
+
+def kill_first_worker(name: str, ready: Callable[[], bool]) -> tuple[list[int], threading.Thread]:
+    """Kill one Ray worker of this test's own Ray, by a thread, as soon as `ready()`; the list then holds its pid."""
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.time() + 120
+        while not killed and time.time() < deadline:
+            for process in psutil.Process().children(recursive=True) if ready() else []:
+                try:
+                    if name in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+                except psutil.NoSuchProcess:
+                    continue
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    return killed, thread

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.caption_source import CaptionSource
 from pipelines.convert import ConvertFeaturesConfig, convert_features
-from pipelines.extract import ExtractConfig, _record
 from pipelines.runs import Quarantine
 from videoclip.data.captions import Captions, read_captions, remove_rolling_repeats
 from videoclip.data.shards import Shards
+from videoclip.errors import InputError
 from videoclip.files import read_json_lines
 
 
@@ -106,9 +107,8 @@ def test_no_caption_of_a_shard_starts_after_its_last_token(lines: list[tuple], s
         )
         converted = Shards(folder / "shards").record(0).captions
         noted = Quarantine(folder / "shards")
-        row = {"video_id": "v", "tokens": tokens.tobytes(), "duration": float(seconds), "reason": ""}
-        config, quarantine = ExtractConfig(folder, folder / "shards", seed=seed), Quarantine(folder / "other")
-        extracted = _record(row, {"v": raw_captions(lines)}, config, quarantine, 4).captions
+        quarantine = Quarantine(folder / "other")
+        extracted = CaptionSource(folder / "raw_caption.json", False, seed, quarantine).of_video("v", seconds)
     assert (converted.start < seconds).all() and (converted.end <= seconds).all()
     assert (converted.end > converted.start).all()
     assert converted.text == extracted.text, "both roads say the same"
@@ -134,3 +134,26 @@ def test_features_lose_rolling_repeats_and_lines_beyond_their_tokens(tmp_path: P
         ConvertFeaturesConfig(tmp_path / "npy", tmp_path / "kept", captions=path, keep_rolling_repeats=True)
     )
     assert Shards(tmp_path / "kept").record(0).captions.text == ["chop the", "chop the onion", "stir"]
+
+
+def test_features_get_captions_later_and_no_token_is_written_again(tmp_path: Path) -> None:
+    """`convert features`, then again with captions, with others, and without."""
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy" / "a.npy", np.ones((30, 4), np.float32))
+
+    def convert(captions: Path | None, encoder: str = "s3d") -> list[str]:
+        convert_features(ConvertFeaturesConfig(tmp_path / "npy", tmp_path / "out", encoder, captions))
+        return list(Shards(tmp_path / "out", verify=True).record(0).captions.text)
+
+    assert convert(None) == []
+    stamp = (tmp_path / "out" / "part-00000.arrow").stat().st_mtime_ns
+    for words in ("chop", "stir"):
+        (tmp_path / f"{words}.json").write_text(json.dumps({"a": raw_captions([(1, 2, words)])}))
+        assert convert(tmp_path / f"{words}.json") == [words]
+    with pytest.raises(InputError, match="give --captions again"):
+        convert(None)
+    with pytest.raises(InputError, match="tokens of the encoder s3d"):
+        convert(tmp_path / "chop.json", "clip")
+    np.save(tmp_path / "npy" / "b.npy", np.ones((5, 4), np.float32))
+    assert convert(tmp_path / "stir.json") == ["stir"] and len(Shards(tmp_path / "out")) == 2, "videos may be added"
+    assert stamp == (tmp_path / "out" / "part-00000.arrow").stat().st_mtime_ns

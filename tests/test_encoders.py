@@ -178,13 +178,10 @@ def tiny_bert(folder: Path, vocabulary: int = 60) -> Path:
 
 def test_a_frozen_text_encoder_gives_the_same_hidden_states_packed_and_padded(tmp_path: Path) -> None:
     encoder = FrozenTextEncoder(str(tiny_bert(tmp_path / "bert")))
-    ids, lengths = encoder.tokenizer.clip_ids(["chop the onion", "stir", "the soup"], 10)
-    packed = encoder.encode_packed(torch.from_numpy(ids).long(), torch.from_numpy(lengths))
-    padded = torch.nn.utils.rnn.pad_sequence(
-        [piece.long() for piece in torch.from_numpy(ids).split(lengths.tolist())], batch_first=True
-    )
-    mask = torch.arange(padded.shape[1]) < torch.from_numpy(lengths)[:, None]
-    torch.testing.assert_close(packed, encoder(padded, mask.long())[mask], atol=1e-5, rtol=1e-4)
+    ids = encoder.tokenizer.clip_ids(["chop the onion", "stir", "the soup"], 10).to("cpu", torch.int64)
+    padded, mask = ids.padded()
+    packed = encoder.encode_packed(ids)
+    torch.testing.assert_close(packed.rows, encoder(padded, mask.long())[mask], atol=1e-5, rtol=1e-4)
     assert not encoder.train().network.training
 
 
@@ -302,5 +299,5 @@ def test_mobilebert_is_a_frozen_text_encoder_of_its_own_width(tmp_path: Path) ->
     MobileBertModel(config).save_pretrained(tmp_path / "mobile")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(tmp_path / "mobile")
     encoder = FrozenTextEncoder(str(tmp_path / "mobile"))
-    ids, lengths = encoder.tokenizer.clip_ids(["chop the onion"], 10)
-    assert encoder.encode_packed(torch.from_numpy(ids).long(), torch.from_numpy(lengths)).shape == (5, 32)
+    ids = encoder.tokenizer.clip_ids(["chop the onion"], 10).to("cpu", torch.int64)
+    assert encoder.encode_packed(ids).rows.shape == (5, 32)

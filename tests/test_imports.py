@@ -17,6 +17,56 @@ def test_the_library_never_imports_ray() -> None:
             assert not any(name.split(".")[0] in ("ray", "pipelines") for name in names), path
 
 
+# Imports go from right to left only.
+ROOMS = (
+    *("errors", "files", "packed", "gather", "losses", "transformer", "checkpoints", "data", "synthetic"),
+    *("retrieval", "encoders", "pretrained", "frame_model", "parts", "model", "embedding", "training"),
+    *("recipes", "convert"),
+    *("evaluation", "search", "report", "pipelines"),
+)
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name."""
+    paths = [*(ROOT / "videoclip").rglob("*.py"), *(ROOT / "pipelines").glob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imports_of(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of ours that a file imports, those inside functions and for type checkers included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (whole & known.keys()) or {node.module}
+    return found & known.keys()
+
+
+def test_imports_go_downwards_and_never_in_a_circle() -> None:
+    known = modules()
+    below = {name: imports_of(path, known) - {name} for name, path in known.items()}
+    for name, others in below.items():
+        for other in others - {"videoclip", "pipelines"}:
+            own, its = (part.split(".")[1] if part.startswith("videoclip.") else "pipelines" for part in (name, other))
+            if name != "videoclip":
+                assert ROOMS.index(its) <= ROOMS.index(own), f"{name} imports {other}, which is above it"
+    while free := [name for name, others in below.items() if not others & below.keys()]:
+        for name in free:
+            del below[name]
+    assert not below, f"modules that import each other: {sorted(below)}"
+
+
+def test_files_and_functions_stay_short() -> None:
+    for name, path in modules().items():
+        source = path.read_text()
+        assert source.count("\n") <= 400, f"{name} has {source.count(chr(10))} lines: two subjects in one room?"
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno is not None and node.end_lineno - node.lineno < 60, f"{name}.{node.name}"
+
+
 def test_training_needs_only_torch_numpy_and_safetensors() -> None:
     code = f"""
 import sys

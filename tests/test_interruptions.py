@@ -1,4 +1,4 @@
-"""A training that is told to stop, or whose last checkpoint is broken, loses nothing; its folder says how it is doing."""
+"""A training that is told to stop, or whose last checkpoint is broken, loses nothing; its folder says how it does."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plan(make_shards: Callable[..., Shards], tmp_path: Path, monkeypatch: pytest
         options=Options(width=16, layers=1, heads=2, max_seconds=16, max_words=24),
         init="",
         clips=ClipConfig(clips_per_video=2, max_words=24, max_seconds=16),
-        batches=BatchPlan(BatchOptions(3), (1.0,), 3, 1, False, None, 0),
+        batches=BatchPlan(BatchOptions(3, clusters_per_batch=1), "model", 2, False, None, 0),
         false_negatives=FalseNegativeConfig(),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
         epochs=3,
@@ -111,7 +111,7 @@ def test_a_run_whose_checkpoints_are_all_broken_says_so(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "state.json").write_text('{"files": {"share": "0"}}')
     (tmp_path / "checkpoints" / "epoch-0002").mkdir()  # killed while it was written
-    with pytest.raises(InputError, match="no checkpoint is whole .epoch-0001: share is missing"):
+    with pytest.raises(InputError, match=r"no checkpoint is whole \(epoch-0001: share is missing"):
         newest_checkpoint(tmp_path, 0)
     assert not (tmp_path / "checkpoints" / "epoch-0002").exists()
     assert newest_checkpoint(tmp_path / "new", 0) is None

@@ -30,8 +30,8 @@ def options_file(folder: Path, text: str) -> Path:
         ("epochs: [1, 2]", "epochs: should be a valid integer"),
         ("shards: 7", "shards: should be a valid string"),
         ("verify: 'no'", "verify: should be a valid boolean"),
-        ("hardness: 0.5", "hardness: should be a valid array, not 0.5"),
-        ("hardness: [0, hard]", 'hardness.1: should be a valid number, not "hard"'),
+        ("optimizer: {betas: 0.5}", "optimizer.betas: should be a valid array, not 0.5"),
+        ("optimizer: {betas: [0, hard]}", 'optimizer.betas.1: should be a valid number, not "hard"'),
         ("optimizer: {betas: [0.9]}", "optimizer.betas.1: Field required"),
         ("model: 3", "model: expected options by name, not 3"),
         ("model: [width, 64]", "model: expected options by name"),
@@ -68,11 +68,11 @@ def test_a_file_that_cannot_be_read_is_said_to_be_so(tmp_path: Path) -> None:
 def test_values_become_what_the_dataclass_says(tmp_path: Path) -> None:
     path = options_file(
         tmp_path,
-        "shards: a\ntopics: t.csv\nhardness: [0, 1]\nvideos-per-batch: 3\ngpu: null\n"
+        "shards: a\ntopics: t.csv\nclusters-per-batch: 3\nvideos-per-batch: 3\ngpu: null\n"
         "optimizer: {learning-rate: 5e-5, betas: [0.5, 0.9]}\nmodel: {dropout: 0}\n",
     )
     config = read_options(path, PretrainConfig)
-    assert (config.shards, config.topics, config.hardness) == (Path("a"), Path("t.csv"), (0.0, 1.0))
+    assert (config.shards, config.topics, config.clusters_per_batch) == (Path("a"), Path("t.csv"), 3)
     assert (config.videos_per_batch, config.gpu, config.model.dropout) == (3, None, 0.0)
     assert (config.optimizer.learning_rate, config.optimizer.betas) == (5e-5, (0.5, 0.9))
     assert read_options(options_file(tmp_path, ""), PretrainConfig).epochs == PretrainConfig(Path("a")).epochs

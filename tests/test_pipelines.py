@@ -1,132 +1,41 @@
 """The real stages on a tiny corpus through a real local Ray, with faults made on purpose."""
 
-import itertools
 import json
 import os
-import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import KITCHEN, extraction, training
+from conftest import KITCHEN, kill_first_worker, training
 
 from pipelines.cli import VERBS, main
 from pipelines.cluster import ClusterConfig, cluster
 from pipelines.evaluate_moments import MomentConfig, evaluate_moments
 from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
-from pipelines.extract import extract
-from pipelines.pretrain import pretrain
+from pipelines.pretrain import PretrainConfig, _with_limits, pretrain
 from pipelines.pretrain_batches import BatchPlan, cluster_to_file
 from pipelines.report import ReportConfig, report
-from pipelines.search import IndexConfig, SearchConfig, build_index, search
+from videoclip.data.clips import ClipBatch, ClipSampler
 from videoclip.data.shards import Shards
+from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
-from videoclip.files import read_json, read_json_lines
+from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.packed import Packed
+from videoclip.recipes.videoclip import Options, build
 from videoclip.retrieval.epochs import BatchOptions, Clustering
+from videoclip.retrieval.false_negatives import FalseNegativeConfig
 from videoclip.synthetic.kitchen import plan_kitchen
+from videoclip.training import EpochBatches, learning_rate_at, make_optimizer, spread_batches, step
 
 pytestmark = pytest.mark.slow
-
-
-# --- Extraction ---------------------------------------------------------------------------------------------------
-
-
-def test_bad_files_go_to_quarantine_with_their_reason_and_the_rest_is_finished(tokens: Path) -> None:
-    shards = Shards(tokens / "train", verify=True)
-    assert shards.manifest.complete and shards.video_ids() == [f"train_{n:04d}" for n in range(10)]
-    rows = read_json_lines(tokens / "train" / "quarantine.jsonl")
-    reasons = {(row["video_id"], row["what"]): row["reason"] for row in rows}
-    for key, part in {
-        ("empty", "video"): "empty",
-        ("text", "video"): "not a video",
-        ("cut", "video"): "",
-        ("audio", "video"): "no video",
-        ("one", "video"): "single picture",
-        ("train_0001", "file"): "taken",
-        ("../../x", "captions"): "path",
-        ("nowhere", "captions"): "not there",
-        ("train_0004", "captions"): "cannot be used",
-    }.items():
-        assert part in reasons[key], key
-    of_third = [row["reason"] for row in rows if row["video_id"] == "train_0003"]
-    assert any("text is not a string" in reason for reason in of_third)
-    assert any("end is not after start" in reason for reason in of_third)
-    assert len(shards.record(4).captions) == 0 and len(shards.record(3).captions) > 0
-
-
-def test_rolling_repeats_are_gone_from_the_shards(tokens: Path, corpus: Path) -> None:
-    raw = json.loads((corpus / "train" / "raw_caption.json").read_text())
-    before = sum(len(text.split()) for text in raw["train_0005"]["text"])
-    after = sum(len(text.split()) for text in Shards(tokens / "train").record(5).captions.text)
-    assert 0 < after < before
-
-
-def test_a_second_run_writes_nothing_again(tokens: Path, corpus: Path) -> None:
-    before = {path.name: path.stat().st_mtime_ns for path in (tokens / "train").glob("part-*.arrow")}
-    extract(extraction(corpus, tokens / "train"))
-    assert before == {path.name: path.stat().st_mtime_ns for path in (tokens / "train").glob("part-*.arrow")}
-
-
-def test_an_interrupted_run_does_only_what_is_missing(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(tokens / "train", tmp_path / "train")
-    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
-    manifest["parts"], manifest["complete"] = manifest["parts"][:1], False
-    (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
-    for path in sorted((tmp_path / "train").glob("part-*.arrow"))[1:]:
-        path.write_bytes(b"left by a run that was killed")
-    extract(extraction(corpus, tmp_path / "train"))
-    whole, again = Shards(tokens / "train", verify=True), Shards(tmp_path / "train", verify=True)
-    assert [p.sha256 for p in whole.manifest.parts] == [p.sha256 for p in again.manifest.parts]
-
-
-def test_tokens_of_another_encoder_or_of_other_videos_are_not_mixed(ray: None, tokens: Path, corpus: Path) -> None:
-    with pytest.raises(InputError, match="holds tokens of x3d-tiny"):
-        extract(replace(extraction(corpus, tokens / "train"), encoder="x3d-xs"))
-    with pytest.raises(InputError, match="other videos"):
-        extract(replace(extraction(corpus, tokens / "train"), videos=corpus / "test" / "videos"))
-
-
-def kill_first_worker(name: str, ready: Callable[[], bool]) -> tuple[list[int], threading.Thread]:
-    """Kill one Ray worker of this test's own Ray, by a thread, as soon as `ready()`; the list then holds its pid."""
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        deadline = time.time() + 120
-        while not killed and time.time() < deadline:
-            for process in psutil.Process().children(recursive=True) if ready() else []:
-                try:
-                    if name in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.append(process.pid)
-                        return
-                except psutil.NoSuchProcess:
-                    continue
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    return killed, thread
-
-
-def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
-    marks = tmp_path / "tokens" / ".attempts"
-    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*/*")))  # while it is at work on a video
-    shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
-    thread.join()
-    assert killed, "the test must have killed a worker"
-    assert [p.sha256 for p in shards.manifest.parts] == [p.sha256 for p in Shards(tokens / "train").manifest.parts]
 
 
 # --- Pretraining --------------------------------------------------------------------------------------------------
@@ -204,25 +113,21 @@ def test_a_killed_training_worker_is_replaced(ray: None, tokens: Path, trained: 
         torch.testing.assert_close(weights(config.output)[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_clusterings_made_ahead_are_the_same_after_a_worker_is_killed(ray: None, tokens: Path, tmp_path: Path) -> None:
-    straight = training(tokens, tmp_path / "straight", cluster_ahead=True, hardness=(0.0, 1.0))
-    pretrain(straight)
-    broken = replace(straight, output=tmp_path / "broken")
-    ahead = broken.output / "batches" / "clustering-0001.npz"  # used by the second epoch, made during the first
-    killed, thread = kill_first_worker("RayTrainWorker", ahead.exists)
-    pretrain(broken)
-    thread.join()
-    assert killed, "the test must have killed a worker"
-    for number in range(3):
-        name = f"clustering-{number:04d}"
-        one, other = (np.load(config.output / "batches" / f"{name}.npz") for config in (straight, broken))
-        assert all(np.array_equal(one[key], other[key]) for key in ("rows", "sizes", "duplicates"))
-    for name, value in weights(straight.output).items():
-        torch.testing.assert_close(weights(broken.output)[name], value, rtol=0, atol=0, msg=name)
-    figures = [row for row in read_json_lines(straight.output / "metrics.jsonl") if "batches/cosine" in row]
-    assert [row["batches/hardness"] for row in figures] == [0.0, 0.5, 1.0]
-    assert all(row["batches/coverage"] == 100 and row["batches/most_repeated"] == 1 for row in figures)
-    assert not list((straight.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
+@pytest.mark.parametrize("similarity", ["tokens", "teacher"])
+def test_videos_are_compared_by_tokens_or_by_a_teacher(
+    ray: None, tokens: Path, trained: Path, tmp_path: Path, similarity: str
+) -> None:
+    source = str(trained / "model") if similarity == "teacher" else similarity
+    config = training(tokens, tmp_path / "run", similarity=source, videos_per_batch=4, clusters_per_batch=2)
+    pretrain(config)
+    clusterings = [Clustering.load(path) for path in sorted((config.output / "batches").glob("clustering-*.npz"))]
+    assert len(clusterings) == config.epochs
+    for clustering in clusterings:
+        assert sorted(np.concatenate(clustering.batches).tolist()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    shown = [row for row in read_json_lines(config.output / "metrics.jsonl") if "batches/cosine" in row]
+    assert [row["batches/coverage"] for row in shown] == [100] * config.epochs
+    assert all(row["batches/cluster_cosine"] > row["batches/random_cosine"] for row in shown)
+    assert not list((config.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
 
 
 def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_clustered(
@@ -245,43 +150,71 @@ def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_cl
         cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy"], tmp_path / "none.npz", options, 0)
 
 
-def test_two_workers_train_together_on_all_videos(
+def by_one_process(config: PretrainConfig, workers: int) -> list[dict[str, float]]:
+    """The figures of a run's steps, computed again by one process that holds the pairs of all workers."""
+    config = _with_limits(config)
+    shards, tokenizer = Shards(config.shards), WordTokenizer.load(config.output / "text")
+    sampler = ClipSampler(shards, tokenizer, config.clips, config.output)
+    torch.manual_seed(config.seed)
+    model = build(config.model, shards.manifest, tokenizer).train()
+    optimizer, taken = make_optimizer(model, config.optimizer), []
+    for epoch in range(config.epochs):
+        clustering = Clustering.load(config.output / "batches" / f"clustering-{epoch:04d}.npz")
+        steps = spread_batches(clustering.batches, workers)
+        of_epoch = EpochBatches(sampler, steps, config.seed, epoch, 0, config.false_negatives, clustering.duplicates)
+        for place in range(len(steps)):
+            shares = [replace(of_epoch, rank=rank).draw(place) for rank in range(workers)]
+            tokens, words = ([part for s in shares for part in packed(s).split()] for packed in (TOKENS, WORDS))
+            labels, video = torch.cat([s.labels for s in shares]), torch.cat([s.video for s in shares])
+            batch = ClipBatch(Packed.of(tokens), Packed.of(words), video, labels, (len(video),))
+            rate = learning_rate_at(len(taken), config.epochs * len(steps), config.optimizer)
+            taken.append(step(model, optimizer, batch, rate, config.optimizer.clip_norm))
+    return taken
+
+
+TOKENS, WORDS = attrgetter("video_tokens"), attrgetter("word_ids")
+
+
+def test_two_workers_train_together_on_all_videos_as_one_would(
     ray: None, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Gradients of both, negatives of both, near-duplicates as clustering found them, and other clips every epoch."""
     monkeypatch.chdir(tmp_path)  # paths may be relative, though Ray's workers run elsewhere
-    config = training(Path(os.path.relpath(tokens)), Path("run"), workers=2, epochs=2)
+    config = training(
+        Path(os.path.relpath(tokens)),
+        Path("run"),
+        workers=2,
+        epochs=2,
+        model=Options(width=32, layers=1, heads=2, dropout=0.0),
+        false_negatives=FalseNegativeConfig(same_text=False, duplicate_similarity=0.05),
+    )
     pretrain(config)
     rows = read_json_lines(config.output / "metrics.jsonl")
     assert len(rows) == 2 * 2, "nine videos are three batches, two steps of two workers"
-    assert all(np.isfinite(row["loss"]) for row in rows)
-    assert sorted(np.load(config.output / "batches" / "clustering-0001.npz")["rows"].tolist()) == [
-        0,
-        1,
-        2,
-        3,
-        5,
-        6,
-        7,
-        8,
-        9,
-    ]
+    clustered = np.load(config.output / "batches" / "clustering-0001.npz")["rows"]
+    assert sorted(clustered.tolist()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert any(row["excluded"] > 0 for row in rows), "some are near-duplicates at so low a bar"
+    for row, alone in zip(rows, by_one_process(config, workers=2)):
+        assert {name: row[name] for name in alone} == pytest.approx(alone, rel=2e-3, abs=1e-4)
 
 
-def test_hardness_follows_its_schedule() -> None:
-    plan = BatchPlan(BatchOptions(), (0.0, 1.0, 0.5), 5, 1, False, None, seed=0)
-    assert [plan.of_clustering(epoch)[0].hardness for epoch in range(5)] == [0, 0.5, 1, 0.75, 0.5]
-    assert replace(plan, hardness=(0.3,)).of_clustering(4)[0].hardness == pytest.approx(0.3)
+def test_a_new_model_is_not_asked_what_is_similar() -> None:
+    plan = BatchPlan(BatchOptions(), "model", 2, True, None, seed=0)
+    assert [plan.source(epoch) for epoch in range(3)] == ["tokens", "model", "model"]
+    assert replace(plan, from_nothing=False).source(0) == "model"
+    assert replace(plan, similarity="runs/teacher").source(0) == "runs/teacher"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hardness": (2.0,)}, "between 0"),
-        ({"hardness": ()}, "at least one number"),
-        ({"hardness": (0.5,), "batches": "paper"}, "steers"),
+        ({"clusters_per_batch": 2}, "2 clusters do not divide a batch of 3"),
+        ({"clusters_per_batch": 4}, "3 videos cannot make 4 clusters"),
+        ({"clusters_per_batch": 3, "batches": "paper"}, "one cluster each"),
+        ({"similarity": "/nowhere"}, "no model here"),
         ({"videos_per_batch": 0}, "at least 1"),
         ({"batches": "hard"}, "choose one of"),
-        ({"recluster_every": 0}, "at least 1"),
+        ({"clips_for_similarity": 0}, "at least 1"),
         ({"topics": Path("/nowhere.csv")}, "no such file"),
     ],
 )
@@ -364,57 +297,6 @@ def test_clustering_stands_alone(ray: None, trained: Path, tokens: Path, corpus:
     before = np.load(tmp_path / "clusters" / "embeddings.npy")
     cluster(replace(config, clips_per_video=5))
     assert not np.array_equal(np.load(tmp_path / "clusters" / "embeddings.npy"), before), "nothing stale is used again"
-
-
-def test_an_archive_is_indexed_and_searched(ray: None, trained: Path, tokens: Path, tmp_path: Path) -> None:
-    build_index(IndexConfig(trained / "model", tokens / "test", tmp_path / "index", window=6, stride=3))
-    shards, model = Shards(tokens / "test"), VideoCLIP.from_pretrained(trained / "model")
-    found = search(SearchConfig("the egg is poured in the pan", trained / "model", tmp_path / "index", count=5))
-    assert len(found) == 5 and [m.score for m in found] == sorted((m.score for m in found), reverse=True)
-    assert all(0 <= m.start < m.end <= shards.seconds()[shards.video_ids().index(m.video_id)] for m in found)
-    with torch.inference_mode():
-        row = shards.video_ids().index(found[0].video_id)
-        window = torch.from_numpy(np.array(shards.tokens(row)[found[0].start : found[0].end]))
-        video = model.embed_video(Packed(window, torch.tensor([len(window)])))[0]
-    assert float(model.encode_text(["the egg is poured in the pan"])[0] @ video) == pytest.approx(
-        found[0].score, abs=1e-4
-    )
-    for one, other in itertools.combinations(found, 2):
-        assert one.video_id != other.video_id or one.end <= other.start or other.end <= one.start
-    videos = search(SearchConfig("the egg", trained / "model", tmp_path / "index", count=99, videos=True))
-    assert sorted(m.video_id for m in videos) == sorted(shards.video_ids())
-    covered = np.load(tmp_path / "index" / "windows.npz")["windows"]
-    assert all(covered[covered[:, 0] == r, 2].max() == s for r, s in enumerate(shards.seconds()))
-
-
-def test_an_index_is_tuned_with_captions_where_there_are_some_and_says_so(
-    ray: None, trained: Path, tokens: Path, tmp_path: Path
-) -> None:
-    for split, told in (("train", " captions, "), ("test", "(asked with windows: the shards have no captions)")):
-        build_index(IndexConfig(trained / "model", tokens / split, tmp_path / split, faiss_index="IVF4,Flat"))
-        description = read_json(tmp_path / split / "index.json")["description"]
-        assert "inverted lists probed, recall@64 " in description and told in description
-        if split == "train":
-            said = {text for record in Shards(tokens / split) for text in record.captions.text}
-            count = int(re.search(r"of (\d+) captions", description)[1])
-            assert count == min(512, len(said))
-
-
-def test_an_index_of_another_model_or_a_damaged_one_is_refused(
-    ray: None, trained: Path, tokens: Path, tmp_path: Path
-) -> None:
-    build_index(IndexConfig(trained / "model", tokens / "test", tmp_path / "index"))
-    other = VideoCLIP.from_pretrained(trained / "model")
-    with torch.no_grad():
-        other.log_temperature.add_(1)
-    other.save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match="another model"):
-        search(SearchConfig("egg", tmp_path / "other", tmp_path / "index"))
-    (tmp_path / "index" / "index.faiss").write_bytes(b"x")
-    with pytest.raises(InputError, match="damaged"):
-        search(SearchConfig("egg", trained / "model", tmp_path / "index"))
-    with pytest.raises(InputError, match="no such file"):
-        search(SearchConfig("egg", trained / "model", tmp_path / "nowhere"))
 
 
 # --- The command --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Section 3.3: batches of similar videos. Every video appears exactly once an epoch."""
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videoclip.errors import InputError
-from videoclip.retrieval.clustering import _exchange, cluster_videos
+from videoclip.retrieval.clustering import Skip, check_options, cluster_videos
+from videoclip.retrieval.exchange import exchange
 from videoclip.retrieval.figures import batch_similarity, describe_batches
 from videoclip.retrieval.index import FAISS_PACKAGES, SimilarityIndex, choose_index, load_faiss, unit
 
@@ -47,7 +49,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(seed: int,
 
 def test_batches_are_made_of_similar_videos() -> None:
     rows, group = grouped(2000, 40)
-    similar, random = (cluster_videos(rows, 16, 0, mode) for mode in ("cover", "random"))
+    similar, random = (cluster_videos(rows, 16, 0, mode, 1) for mode in ("cover", "random"))
     assert batch_similarity(rows, similar) > 5 * max(batch_similarity(rows, random), 0.05)
     purity = np.mean([np.bincount(group[batch]).max() / len(batch) for batch in similar])
     assert purity > 0.8
@@ -55,7 +57,7 @@ def test_batches_are_made_of_similar_videos() -> None:
 
 def test_a_cover_is_as_hard_as_the_papers_batches() -> None:
     rows, _ = grouped(4000, 60, seed=3)
-    paper, cover = (batch_similarity(rows, cluster_videos(rows, 32, 0, mode)) for mode in ("paper", "cover"))
+    paper, cover = (batch_similarity(rows, cluster_videos(rows, 32, 0, mode, 1)) for mode in ("paper", "cover"))
     assert cover >= 0.95 * paper
 
 
@@ -66,30 +68,80 @@ def test_the_order_of_the_videos_does_not_change_hardness(seed: int, videos: int
     shuffled = rows[np.random.default_rng(seed).permutation(len(rows))]
     # Of one order, seeds alone move the smaller set's hardness by a few percent: means of four are compared.
     first, second = (
-        np.mean([batch_similarity(x, cluster_videos(x, 32, start)) for start in range(4)]) for x in (rows, shuffled)
+        np.mean([batch_similarity(x, cluster_videos(x, 32, start, clusters_per_batch=1)) for start in range(4)])
+        for x in (rows, shuffled)
     )
     assert first == pytest.approx(second, rel=0.1)
 
 
-@given(st.integers(2, 300), st.integers(1, 40), st.floats(0, 1), st.integers(0, 9))
+@given(st.integers(2, 300), st.integers(1, 6), st.sampled_from([1, 2, 3, 8]), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
-def test_every_hardness_gives_a_cover(videos: int, size: int, hardness: float, seed: int) -> None:
-    batches = cluster_videos(grouped(videos, 5)[0], size, seed, hardness=hardness)
+def test_any_number_of_clusters_gives_a_cover(videos: int, size: int, clusters: int, seed: int) -> None:
+    batches = cluster_videos(grouped(videos, 5)[0], size * clusters, seed, clusters_per_batch=clusters)
     assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(videos))
-    assert sorted(len(batch) for batch in batches)[1:] == [size] * (len(batches) - 1)
+    assert sorted(len(batch) for batch in batches)[1:] == [size * clusters] * (len(batches) - 1)
 
 
-def test_hardness_moves_the_mean_cosine_from_random_to_most_similar_in_proportion() -> None:
-    rows, _ = grouped(4000, 60, seed=2)
-    easy, *others, hard = (
-        batch_similarity(rows, cluster_videos(rows, 32, 0, hardness=hardness)) for hardness in (0, 0.25, 0.5, 0.75, 1)
-    )
-    for hardness, similarity in zip((0.25, 0.5, 0.75), others):
-        assert similarity == pytest.approx(easy + hardness * (hard - easy), abs=0.04)
-    with pytest.raises(InputError, match="hardness"):
-        cluster_videos(rows, 32, hardness=1.5)
-    with pytest.raises(InputError, match="steers the mode cover"):
-        cluster_videos(rows, 32, mode="paper", hardness=0.5)
+@pytest.mark.parametrize("clusters", [2, 8, 16])
+def test_a_batch_is_clusters_of_similar_videos_from_all_over_the_corpus(clusters: int) -> None:
+    rows, group = grouped(3200, 40)
+    batches = np.stack(cluster_videos(rows, 32, 0, clusters_per_batch=clusters))
+    pure = [np.bincount(cluster).max() for cluster in group[batches.reshape(-1, 32 // clusters)]]
+    assert np.mean(pure) * clusters / 32 > 0.9
+    # Clusters meet at random: of 40 groups, so many draws find as many different ones as chance says.
+    expected = 40 * (1 - (39 / 40) ** clusters)
+    assert np.mean([len(set(group[batch])) for batch in batches]) == pytest.approx(expected, rel=0.3)
+
+
+def test_clusters_are_by_default_of_four_videos_or_the_next_number_that_divides_a_batch() -> None:
+    sizes = {batch: batch // check_options(batch) for batch in (1, 2, 6, 7, 8, 10, 16, 32, 33, 64)}
+    assert sizes == {1: 1, 2: 2, 6: 6, 7: 7, 8: 4, 10: 5, 16: 4, 32: 4, 33: 11, 64: 4}
+
+
+def test_small_clusters_are_at_least_as_similar_as_large_ones() -> None:
+    rows, _ = grouped(2000, 60, seed=2)
+    within = []
+    for clusters in (1, 2, 4, 8, 16):
+        batches = np.stack(cluster_videos(rows[:1984], 32, 0, clusters_per_batch=clusters))
+        within.append(batch_similarity(rows, list(batches.reshape(-1, 32 // clusters))))
+    assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(within)) and within[-1] > 1.1 * within[0]
+
+
+@pytest.mark.parametrize(("skip", "clusters"), [(Skip(similarity=0.9), 8), (Skip(nearest=12), 8), (Skip(0, 0.9), 1)])
+def test_likely_false_negatives_are_kept_out_of_each_others_clusters(skip: Skip, clusters: int) -> None:
+    rows, _ = grouped(640, 20, width=6, seed=4)
+
+    def share_together(skipping: Skip) -> float:
+        batches = np.stack(cluster_videos(rows, 32, 0, clusters_per_batch=clusters, skip=skipping))
+        found = [rows[cluster] @ rows[cluster].T for cluster in batches.reshape(-1, 32 // clusters)]
+        return float(np.mean([np.triu(cosines >= 0.97, 1).sum() for cosines in found]))
+
+    assert share_together(skip) < 0.5 * share_together(Skip())
+
+
+def test_skipping_takes_a_pair_apart_by_hand() -> None:
+    rows = np.array([[1, 0], [1, 0.02], [-1, 1], [-1, -3]], np.float32)
+    together = {frozenset(batch.tolist()) for batch in cluster_videos(rows, 2, skip=Skip(similarity=0.99))}
+    assert frozenset({0, 1}) in {frozenset(batch.tolist()) for batch in cluster_videos(rows, 2)}
+    assert frozenset({0, 1}) not in together
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clusters_per_batch": 5}, "5 clusters do not divide a batch of 32"),
+        ({"clusters_per_batch": 64}, "32 videos cannot make 64 clusters"),
+        ({"clusters_per_batch": 0}, "cannot make 0 clusters"),
+        ({"clusters_per_batch": 2, "mode": "paper"}, "one cluster each"),
+        ({"videos_per_batch": 0}, "at least 1"),
+    ],
+)
+def test_clusters_that_cannot_be_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cluster_videos(np.eye(8, dtype=np.float32), **options)
+    for wrong in ({"nearest": -1}, {"similarity": 1.5}, {"similarity": 0.0}):
+        with pytest.raises(InputError):
+            Skip(**wrong)
 
 
 @given(st.integers(0, 5))
@@ -105,7 +157,7 @@ def test_cells_of_cells_still_make_a_cover(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("videoclip.retrieval.clustering.CELL", 16)
     monkeypatch.setattr("videoclip.retrieval.clustering.CELLS_AT_ONCE", 3)  # three centres at once for a hundred cells
     rows, group = grouped(1500, 40)
-    batches = cluster_videos(rows, 8, 0)
+    batches = cluster_videos(rows, 8, 0, clusters_per_batch=1)
     assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(1500))
     assert np.mean([np.bincount(group[batch]).max() / len(batch) for batch in batches]) > 0.8
 
@@ -113,7 +165,7 @@ def test_cells_of_cells_still_make_a_cover(monkeypatch: pytest.MonkeyPatch) -> N
 def test_exchanging_members_never_lowers_similarity_and_keeps_sizes() -> None:
     rows, _ = grouped(300, 10)
     random = cluster_videos(rows, 32, 0, "random")
-    better = _exchange(rows @ rows.T, random)
+    better = exchange(rows @ rows.T, random)
     assert sorted(map(len, better)) == sorted(map(len, random))
     assert np.array_equal(np.sort(np.concatenate(better)), np.arange(300))
     assert batch_similarity(rows, better) > batch_similarity(rows, random)

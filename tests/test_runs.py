@@ -2,20 +2,30 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import random_record
 
 from pipelines.caption_source import CaptionSource
-from pipelines.extract import EncodeVideo
+from pipelines.cli import main
+from pipelines.cluster import cluster
+from pipelines.convert import convert_features, convert_mmpt, convert_shards
+from pipelines.demo import demo
+from pipelines.extract import EncodeVideo, extract
+from pipelines.pretrain import pretrain
 from pipelines.runs import Quarantine, locked, refuse_other_run, start_run
+from pipelines.search import build_index
 from videoclip.data.clips import ClipConfig, ClipSampler
 from videoclip.data.shards import Manifest, Shards, ShardWriter
 from videoclip.data.words import train_wordpiece
 from videoclip.errors import InputError
 from videoclip.files import read_json_lines, write_json
+from videoclip.model import VideoCLIPConfig
+from videoclip.recipes.videoclip import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,12 +91,10 @@ def worker(attempts: Path) -> EncodeVideo:
 
 
 def test_an_error_that_is_not_the_files_costs_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import videoclip.data.video
-
     class Probe:
         duration = 1.0
 
-    monkeypatch.setattr(videoclip.data.video, "probe", lambda path: Probe())
+    monkeypatch.setattr("pipelines.extract.probe", lambda path: Probe())
     row = worker(tmp_path)({"video_id": "a", "path": "a.mp4"})
     assert row["kind"] == "crashed" and row["reason"] == "a.mp4: RuntimeError: CUDA out of memory"
     assert not list(tmp_path.iterdir()), "only a worker that dies leaves a mark"
@@ -105,7 +113,7 @@ def test_captions_can_be_changed_and_no_token_is_touched(tmp_path: Path) -> None
     stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("part-*")}
     raw = {"video_001": {"start": [1, 90], "end": [3, 95], "text": ["new words", "after the end"]}}
     write_json(tmp_path / "raw.json", raw)
-    source = CaptionSource(tmp_path / "raw.json", False, 0, Quarantine(tmp_path))
+    source = CaptionSource(str(tmp_path / "raw.json"), False, 0, Quarantine(tmp_path))
     source.update_shards(tmp_path)
     after = Shards(tmp_path, verify=True)
     assert [len(record.captions) for record in after] == [0, 1, 0, 0, 0]
@@ -115,7 +123,7 @@ def test_captions_can_be_changed_and_no_token_is_touched(tmp_path: Path) -> None
     assert before.manifest.parts[0].digest != after.manifest.parts[0].digest, "what was made of them is made again"
     assert any("1 caption lines left out" in row["reason"] for row in read_json_lines(tmp_path / "quarantine.jsonl"))
     names = sorted(path.name for path in tmp_path.glob("captions-*"))
-    CaptionSource(tmp_path / "raw.json", False, 0, Quarantine(tmp_path)).update_shards(tmp_path)
+    CaptionSource(str(tmp_path / "raw.json"), False, 0, Quarantine(tmp_path)).update_shards(tmp_path)
     assert names == sorted(path.name for path in tmp_path.glob("captions-*"))
     path = tmp_path / names[0]
     path.write_bytes(path.read_bytes()[:-1])
@@ -123,34 +131,72 @@ def test_captions_can_be_changed_and_no_token_is_touched(tmp_path: Path) -> None
         Shards(tmp_path)
 
 
-FEW_FILES = """
-import resource, sys
+STAGES = """
+import contextlib, resource, sys
 from pathlib import Path
 import numpy as np
-from videoclip.data.shards import Shards
+import pipelines.cluster, pipelines.runs, pipelines.search
 from videoclip.data.clips import ClipConfig, ClipSampler
+from videoclip.data.shards import Shards
 from videoclip.data.words import WordTokenizer
+from videoclip.retrieval.index import load_faiss
 folder = Path(sys.argv[1])
+load_faiss()
+for module in (pipelines.cluster, pipelines.search):
+    module.ray_session = lambda address: contextlib.nullcontext()
+pipelines.runs.cluster_processors = lambda: 1
+pipelines.runs.run_tasks = lambda function, tasks, *told: [function(*task) for task in tasks]
 resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
-shards = Shards(folder / "shards")
-sampler = ClipSampler(shards, WordTokenizer.load(folder), ClipConfig(), folder / "cache")
-rows = sampler.usable_rows()
-batch = sampler.batch(rows, np.random.default_rng(5))
-print(len(rows), int(batch.word_ids.rows.sum()), float(batch.video_tokens.rows.double().sum()))
+model, shards = folder / "model", folder / "shards"
+config = pipelines.cluster.ClusterConfig(model, shards, folder / "clusters", 20, clips_per_video=1)
+batches = pipelines.cluster.cluster(config)
+print("clustered", len(batches), sum(map(len, batches)))
+config = pipelines.search.IndexConfig(model, shards, folder / "index", faiss_index="IVF4,Flat")
+pipelines.search.build_index(config)
+sampler = ClipSampler(Shards(shards), WordTokenizer.load(model), ClipConfig(), folder / "cache")
+batch = sampler.batch(sampler.usable_rows(), np.random.default_rng(5))
+print("drawn", int(batch.word_ids.rows.sum()), float(batch.video_tokens.rows.double().sum()))
 """
 
 
 def test_hundreds_of_parts_need_few_open_files_and_one_file_of_words(tmp_path: Path) -> None:
+    """`index` and `cluster` as they are, their tasks called one after the other in one process; then a batch."""
     write_shards(tmp_path / "shards", 200, 1)
-    write_shards(tmp_path / "whole", 200, 200)
-    shards = Shards(tmp_path / "whole")
+    shards = Shards(tmp_path / "shards")
     tokenizer = train_wordpiece(text for record in shards for text in record.captions.text)
-    tokenizer.save(tmp_path)
-    done = subprocess.run([sys.executable, "-c", FEW_FILES, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-500:]
-    batch = ClipSampler(shards, tokenizer, ClipConfig(), tmp_path / "one").batch(
-        np.arange(200), np.random.default_rng(5)
-    )
+    size = {"width": 16, "layers": 1, "heads": 2, "intermediate": 32, "vocabulary": tokenizer.vocabulary}
+    model = Recipe(VideoCLIPConfig(video_dimension=16, **size, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id))
+    model.frozen.tokenizer = tokenizer
+    model.save_pretrained(tmp_path / "model")
+    done = subprocess.run([sys.executable, "-c", STAGES, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert "clustered 10 200" in done.stdout and "1800 windows of 200 videos" in done.stdout
+    assert "512 captions" in done.stdout
+    for folder in ("clusters", "cache"):
+        assert len(list((tmp_path / folder).glob("words-*"))) == 1, "one file of word ids, however many parts"
+    write_shards(tmp_path / "whole", 200, 200)
+    sampler = ClipSampler(Shards(tmp_path / "whole"), tokenizer, ClipConfig(), tmp_path / "one")
+    batch = sampler.batch(np.arange(200), np.random.default_rng(5))
     total = float(batch.video_tokens.rows.double().sum())
-    assert done.stdout.split() == ["200", str(int(batch.word_ids.rows.sum())), str(total)]
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert f"drawn {int(batch.word_ids.rows.sum())} {total}\n" in done.stdout, "as from one part"
+
+
+@pytest.mark.parametrize(
+    "stage", [extract, pretrain, cluster, build_index, convert_mmpt, convert_features, convert_shards, demo]
+)
+def test_every_stage_that_writes_a_folder_refuses_to_share_it(tmp_path: Path, stage: Callable[[Any], object]) -> None:
+    class Config:
+        output = tmp_path
+
+    with locked(tmp_path, "extract"), pytest.raises(InputError, match=r"another run is writing here \(extract, proc"):
+        stage(Config())
+
+
+def test_the_second_of_two_extractions_into_one_folder_ends_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(tmp_path, "extract"):
+        assert main(["extract", "--videos", str(tmp_path), "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "another run is writing here (extract, process" in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"], "and has touched nothing"

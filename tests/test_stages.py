@@ -18,7 +18,7 @@ from ray import cloudpickle as ray_pickle
 
 from pipelines.pretrain import pretrain
 from pipelines.ray_session import run_interruptibly
-from pipelines.ray_training import Workers, train_on_workers
+from pipelines.ray_training import Workers, _final_errors, train_on_workers
 from videoclip.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -100,29 +100,35 @@ def test_more_workers_than_the_machine_has_are_refused_with_both_numbers(
 
 
 def note_and_raise(arguments: dict[str, Any]) -> None:
-    """A training function: notes that it was started, then fails as it is told."""
-    import ray.train
-
-    rank = ray.train.get_context().get_world_rank()
-    with open(Path(arguments["notes"]) / f"rank-{rank}", "a") as file:
+    """A training function: notes that it was started, and fails, every time with the next of the errors."""
+    attempts = Path(arguments["notes"]) / "attempts"
+    with open(attempts, "a") as file:
         file.write(".")
-    if rank == 0:
-        raise arguments["error"]
+    raise arguments["errors"][attempts.stat().st_size - 1]
 
 
-@pytest.mark.parametrize(
-    ("error", "attempts"),
-    [(InputError("part 3 is damaged"), 1), (FloatingPointError("the loss became nan"), 1), (OSError("a bad day"), 2)],
-)
-def test_bad_input_and_a_loss_that_is_not_finite_are_final_and_anything_else_is_tried_again(
-    ray: None, tmp_path: Path, error: Exception, attempts: int
-) -> None:
-    arguments = {"notes": str(tmp_path), "error": error}
-    with pytest.raises(InputError if attempts == 1 else Exception) as raised:
-        train_on_workers(note_and_raise, arguments, Workers(1, False, 1, 60), tmp_path / "run")
-    assert len((tmp_path / "rank-0").read_text()) == attempts
-    if attempts == 1:
-        assert str(raised.value) == str(error), "one line, which is what the worker said"
+def test_bad_input_is_final_and_anything_else_is_tried_again(ray: None, tmp_path: Path) -> None:
+    errors = [OSError("a bad day"), InputError("part 3 is damaged"), OSError("once too often")]
+    with pytest.raises(InputError) as raised:
+        train_on_workers(
+            note_and_raise, {"notes": str(tmp_path), "errors": errors}, Workers(1, False, 5, 60), tmp_path / "run"
+        )
+    assert str(raised.value) == "part 3 is damaged", "one line, which is what the worker said"
+    assert len((tmp_path / "attempts").read_text()) == 2, "the first error was tried again, the second was not"
+
+
+def test_what_is_final_is_found_in_all_that_ray_wraps_it_in() -> None:
+    class Wrapped(Exception):
+        """As Ray hands a worker's error on."""
+
+        def __init__(self, cause: Exception) -> None:
+            self.cause = cause
+
+    callback = _final_errors()
+    for error in (InputError("part 3 is damaged"), FloatingPointError("the loss became nan")):
+        with pytest.raises(InputError, match=str(error)):
+            callback.after_exception(None, {0: OSError("a bad day"), 1: Wrapped(Wrapped(error))})
+    assert callback.after_exception(None, {0: Wrapped(OSError("a bad day"))}) is None
 
 
 def tell_newest_checkpoint(arguments: dict[str, Any]) -> None:
@@ -194,7 +200,7 @@ import sys, time
 from pathlib import Path
 import ray
 from pipelines.ray_session import ray_session
-from pipelines.ray_training import Workers, train_on_workers
+from pipelines.ray_training import Workers, _final_errors, train_on_workers
 from videoclip.errors import InputError
 
 def work(arguments):

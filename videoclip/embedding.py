@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from videoclip.data.clips import ClipSampler
+from videoclip.data.clips import ClipConfig, ClipSampler
 from videoclip.data.templates import PLAIN, check_templates
 from videoclip.data.words import WordTokenizer
 from videoclip.packed import Packed
@@ -119,6 +119,17 @@ def embed_seconds(
         clips = Packed(torch.from_numpy(tokens[rows.ravel()]), torch.full((len(rows),), context))
         np.add.at(total, rows.ravel(), hidden_of(clips).rows.float().cpu().numpy())
     return unit(total) if model.config.normalize else total / times[:, None].astype(np.float32)
+
+
+def clips_of(model: TwoTowers, clips_per_video: int) -> ClipConfig:
+    """Clips as a finished model takes them."""
+    return ClipConfig(
+        clips_per_video=clips_per_video,
+        max_seconds=model.config.max_seconds,
+        max_words=model.config.max_words,
+        min_words=min(8, model.config.max_words),
+        min_seconds=min(3, model.config.max_seconds),
+    )
 
 
 @torch.inference_mode()

@@ -62,3 +62,32 @@ def margin_ranking_loss(
         violation = (margin + similarity - positive).clamp_min(0).masked_fill(~negatives, 0)
         loss = loss + (violation.sum(1) / counts).mean()
     return loss
+
+
+def margin_loss(similarity: Tensor, margin: float, normalisation: str = "release") -> Tensor:
+    """The ranking loss of collaborative experts and TeachText, over similarities float [n, n], rows texts: a scalar.
+
+    R, the sum of the violations of both directions, is divided by their number 2n(n - 1) (`release`), by n (`paper`),
+    or by 2n^2 after adding the 2n diagonal terms, each of them the margin (`diagonal`: the release's `fix_norm` off).
+    """
+    n = len(similarity)
+    total = n * (n - 1) * margin_ranking_loss(similarity, similarity.T, margin)
+    if normalisation == "release":
+        return total / (2 * n * (n - 1))
+    if normalisation == "diagonal":
+        return (total + 2 * n * margin) / (2 * n * n)
+    if normalisation == "paper":
+        return total / n
+    raise ValueError(f"normalisation {normalisation!r}")
+
+
+def distillation_loss(student: Tensor, teachers: Tensor, normalisation: str = "release") -> Tensor:
+    """Huber loss between a student's similarities float [n, n] and the mean of its teachers' [T, n, n]: a scalar.
+
+    All pairs count, the diagonal too. `release`: the mean over all n^2 of them; `paper`: their sum over n. Gradients
+    flow into the student alone.
+    """
+    if normalisation not in ("release", "paper"):
+        raise ValueError(f"normalisation {normalisation!r}")
+    loss = F.smooth_l1_loss(student, teachers.detach().mean(0))
+    return loss if normalisation == "release" else loss * len(student)

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.errors import InputError
+from videoclip.files import write_json
 from videoclip.packed import Packed
 from videoclip.pretrained import FrozenParts, ModelCard, find_folder, load_weights, read_config, save_card, save_model
 from videoclip.transformer import Bert, TransformerShape, initialise_as_bert
@@ -33,6 +34,11 @@ except ImportError:  # training and saving work without it; only the hub does no
 
 
 LOWEST_TEMPERATURE = 0.01  # CLIP's: similarities are scaled by 100 at most
+
+MODULES_FILE = "modules.json"
+SENTENCE_TRANSFORMERS = [
+    {"idx": 0, "name": "0", "path": "", "type": "videoclip.sentence_transformers_module.VideoCLIPModule"}
+]
 
 
 @dataclass(frozen=True)
@@ -325,13 +331,15 @@ class VideoCLIP(nn.Module, ModelHubMixin):
     # --- Saving ---------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: Path | str, card: ModelCard | None = None, **_: object) -> None:  # type: ignore[override]
-        """Write `config.json`, `model.safetensors`, the tokenizer and frozen encoders that the model has, and a card.
+        """Write `config.json`, `model.safetensors`, the tokenizer and frozen encoders that the model has, a card, and
+        `modules.json`, by which sentence-transformers knows how to load the folder.
 
         Other keywords are those that huggingface_hub's `push_to_hub` passes; nothing here depends on them.
         """
         folder = Path(folder)
         save_model(folder, self, self.config, self.recipe)
         save_card(folder, card or ModelCard(), self.config.describe())
+        write_json(folder / MODULES_FILE, SENTENCE_TRANSFORMERS)
         self.frozen.save(folder)
 
     @classmethod

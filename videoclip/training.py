@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -68,8 +69,16 @@ def make_optimizer(recipe: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     )
 
 
+class Batch(Protocol):
+    """What a step asks of a batch: its number of pairs, and where it is known that of every worker's."""
+
+    @property
+    def rows_per_rank(self) -> tuple[int, ...] | None: ...
+    def __len__(self) -> int: ...
+
+
 def step(
-    recipe: nn.Module, optimizer: torch.optim.Optimizer, batch: ClipBatch, learning_rate: float, clip_norm: float
+    recipe: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float, clip_norm: float
 ) -> dict[str, float]:
     """`update`, and its figures as means over the pairs of all workers, with "learning_rate"."""
     figures = Figures()
@@ -152,7 +161,7 @@ def _after_step(recipe: nn.Module) -> None:
 def train_epoch(
     recipe: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[ClipBatch],
+    batches: Iterable[Batch],
     state: TrainingState,
     total_steps: int,
     config: OptimizerConfig,

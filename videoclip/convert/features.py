@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from videoclip.data.captions import NO_CAPTIONS, captions_of_video
+from videoclip.data.captions import Captions
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
 from videoclip.errors import InputError
 from videoclip.files import write_array
@@ -18,16 +18,13 @@ from videoclip.files import write_array
 def features_to_shards(
     folder: Path,
     output: Path,
-    captions: Mapping[str, object],
+    captions_of: Callable[[str, int], Captions],
     encoder: str,
     videos_per_part: int = 256,
-    seed: int = 0,
-    keep_rolling_repeats: bool = False,
-) -> Iterator[tuple[str, str, str]]:
-    """Write `<id>.npy` arrays [seconds, width], as older tools leave them, into shards.
+) -> Iterator[tuple[str, str]]:
+    """Write `<id>.npy` arrays [seconds, width], as older tools leave them, into shards; yields (id, reason) of rejects.
 
-    `captions` are raw ones by video id, as `read_raw_captions` gives them; `seed` and `keep_rolling_repeats` as for
-    `captions_of_video`. Yields (id, what, reason) of what was left out: a "video", or "captions" of one that is kept.
+    `captions_of(video_id, seconds of tokens)` gives a video its captions; `captions_of_video` prepares raw ones.
     Arrays are read without pickle. The manifest names `encoder`, whose weights are not known: its fingerprint is the
     hash of that name, so that tokens of differently named encoders are never mixed.
     Raises InputError if the folder holds no array that can be used, or if shards of another encoder are there.
@@ -36,38 +33,32 @@ def features_to_shards(
     if not files:
         raise InputError(f"{folder}: holds no .npy files")
     width = _usual_width(files)
-    fingerprint = hashlib.sha256(f"features:{encoder}".encode()).hexdigest()
+    fingerprint = fingerprint_of_features(encoder)
     writer: ShardWriter | None = None
     done: set[str] = set()
     for file in files:
         try:
             tokens = _read_features(file)
         except InputError as error:
-            yield file.stem, "video", str(error)
+            yield file.stem, str(error)
             continue
         if writer is None:
             writer = ShardWriter(output, Manifest(encoder, fingerprint, width), videos_per_part)
             done = set(Shards(output).video_ids()) if writer.manifest.parts else set()
         if file.stem in done:
             continue
-        kept = NO_CAPTIONS
-        if file.stem in captions:
-            try:
-                kept, rejected = captions_of_video(
-                    captions[file.stem], len(tokens), file.stem, seed, keep_rolling_repeats
-                )
-            except ValueError as error:
-                yield file.stem, "captions", f"its captions cannot be used: {error}"
-            else:
-                for reason, count in rejected.items():
-                    yield file.stem, "captions", f"{count} caption lines left out: {reason}"
         try:
-            writer.add(VideoRecord(file.stem, float(len(tokens)), tokens, kept))
+            writer.add(VideoRecord(file.stem, float(len(tokens)), tokens, captions_of(file.stem, len(tokens))))
         except InputError as error:
-            yield file.stem, "video", str(error)
+            yield file.stem, str(error)
     if writer is None:
         raise InputError(f"{folder}: none of {len(files)} .npy files could be used")
     writer.close()
+
+
+def fingerprint_of_features(encoder: str) -> str:
+    """Hexadecimal SHA-256 that stands for the unknown weights of the encoder of this name."""
+    return hashlib.sha256(f"features:{encoder}".encode()).hexdigest()
 
 
 def _usual_width(files: list[Path]) -> int:

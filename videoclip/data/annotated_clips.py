@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from videoclip.errors import InputError
 from videoclip.files import read_json
 
@@ -20,6 +22,11 @@ class AnnotatedClip:
     start: float
     end: float | None
     sentences: tuple[str, ...]
+
+    def seconds(self, tokens: np.ndarray) -> np.ndarray:
+        """The rows of a video's tokens [T, D] that the clip covers, at least one unless it starts behind their end."""
+        start, end = int(self.start), len(tokens) if self.end is None else int(self.end)
+        return tokens[start : max(start + 1, end)]
 
 
 def check_clip(path: Path, where: str, video_id: Any, start: Any, end: Any, sentences: Any) -> AnnotatedClip:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+Line = tuple[Any, Any, str]  # start, end, text as a file gives them; `read_captions` checks the times
+
 
 @dataclass(frozen=True)
 class Captions:

@@ -9,6 +9,7 @@ All pairs of a batch are drawn together with a few array operations.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,12 @@ class ClipSampler:
         self.config = config
         self.cls_id, self.sep_id = tokenizer.cls_id, tokenizer.sep_id
         self._words = CaptionWords(shards, tokenizer, cache)
+
+    def with_clips(self, config: ClipConfig) -> ClipSampler:
+        """The same shards and words, other clips."""
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def usable_rows(self) -> np.ndarray:
         """int64 [N]: rows of the videos that have at least one caption of at least one word."""

@@ -22,7 +22,7 @@ def read_raw_captions(path: Path) -> dict[str, Any]:
         files = sorted(path.glob("*.csv"))
         if not files:
             raise InputError(f"{path}: a folder of captions must hold <video_id>.csv files")
-        return {file.stem: _read_csv(file) for file in files}
+        return {file.stem: read_csv_captions(file) for file in files}
     captions = read_json(path)
     if not isinstance(captions, dict):
         raise InputError(f'{path}: expected {{video_id: {{"start": [...], "end": [...], "text": [...]}}}}')
@@ -43,7 +43,8 @@ def read_topics(path: Path) -> dict[str, str]:
     return {row["video_id"]: row["task_id"] for _, row in read_csv_rows(path, {"video_id", "task_id"})}
 
 
-def _read_csv(path: Path) -> dict[str, list[Any]]:
+def read_csv_captions(path: Path) -> dict[str, list[Any]]:
+    """One video's `<video_id>.csv` with the columns start, end and text, not yet checked."""
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(file))
     return {

@@ -73,7 +73,7 @@ def probe(path: Path) -> VideoInfo:
 
     Raises InputError if it is missing, empty, no video, or larger than the decoder may allocate.
     """
-    with _open(path) as container:
+    with open_container(path) as container:
         stream = _video_stream(container, path)
         return VideoInfo(_duration(container, stream), stream.codec_context.width, stream.codec_context.height)
 
@@ -156,7 +156,7 @@ def _frames_at_rate(path: Path, frame_format: FrameFormat, start: float, end: fl
     wanted = 0  # index of the next output frame
     shown: Any = None  # the latest decoded frame, the one a player would be showing
     picture: np.ndarray | None = None  # `shown`, scaled and cropped once however often it repeats
-    with _open(path) as container:
+    with open_container(path) as container:
         stream = _video_stream(container, path)
         pictures = _Pictures(container, stream, path)
         for time, frame in pictures.read(start):
@@ -320,7 +320,11 @@ class _Pictures:
         return False
 
 
-def _open(path: Path) -> Any:
+def open_container(path: Path) -> Any:
+    """Open a file with PyAV.
+
+    Raises InputError if it is missing, empty or nothing that FFmpeg can read.
+    """
     import av
 
     av.logging.set_level(None)  # FFmpeg's own messages say less than the errors below, and say it many times

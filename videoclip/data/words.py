@@ -72,6 +72,16 @@ class WordTokenizer:
         """Hexadecimal SHA-256 of everything that decides which ids a text gets."""
         return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
 
+    def special_ids(self) -> dict[str, int]:
+        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK], for recipes that hide words.
+
+        Raises InputError if the vocabulary lacks one.
+        """
+        ids = {word: self.tokenizer.token_to_id(word) for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")}
+        if missing := [word for word, number in ids.items() if number is None]:
+            raise InputError(f"the vocabulary has no {', '.join(missing)}: words cannot be hidden with it")
+        return {word: int(number) for word, number in ids.items()}
+
     def word_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without the special words."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]

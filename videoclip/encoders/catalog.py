@@ -6,14 +6,15 @@ from pathlib import Path
 
 from videoclip.checkpoints import load_tensors
 from videoclip.encoders.image import ImageEncoder
+from videoclip.encoders.pixels import SIZES, Pixels
 from videoclip.encoders.s3d import S3D
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.encoders.x3d import VARIANTS, X3D
 from videoclip.errors import InputError
 from videoclip.files import read_json
 
-NAMES = ("s3d", *(f"x3d-{variant}" for variant in VARIANTS))
-CLASSES: dict[str, type[VideoEncoder]] = {kind.__name__: kind for kind in (ImageEncoder, S3D, X3D)}
+NAMES = ("s3d", *(f"x3d-{variant}" for variant in VARIANTS), *(f"pixels-{size}" for size in SIZES))
+CLASSES: dict[str, type[VideoEncoder]] = {kind.__name__: kind for kind in (ImageEncoder, Pixels, S3D, X3D)}
 
 
 def make_video_encoder(name: str, weights: Path | None = None, seed: int = 0) -> VideoEncoder:
@@ -26,6 +27,8 @@ def make_video_encoder(name: str, weights: Path | None = None, seed: int = 0) ->
         return ImageEncoder.from_pretrained(name)
     if name not in NAMES:
         raise InputError(f"unknown encoder {name!r}; choose {', '.join(NAMES)} or a hub id")
+    if name.startswith("pixels-"):
+        return Pixels(int(name.removeprefix("pixels-")))
     if name == "s3d":
         if weights is None:
             raise InputError("the encoder s3d needs its published weights: --weights s3d_howto100m.pth")

@@ -50,10 +50,13 @@ def load_checked(
     what: str = "the weights of this network",
     most: int = 5,
 ) -> None:
-    """Load `state` into `module`.
+    """Load `state` into `module`. Raises InputError as `check_names` does."""
+    check_names(module, state, path, what, most)
+    module.load_state_dict(state)
 
-    Raises InputError, naming `most` of what differs, unless names and shapes are exactly the module's.
-    """
+
+def check_names(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str, most: int = 5) -> None:
+    """Raises InputError, naming `most` of what differs, unless names and shapes are exactly the module's."""
     expected = module.state_dict()
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
@@ -62,7 +65,6 @@ def load_checked(
         lists = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
         details = "; ".join(f"{len(names)} {kind}: {_some(names, most)}" for kind, names in lists if names)
         raise InputError(f"{path}: not {what}: {details}")
-    module.load_state_dict(state)
 
 
 def _some(names: list[str], most: int) -> str:

@@ -183,10 +183,9 @@ def gather_clips(shards: Shards, clips: list[AnnotatedClip], max_seconds: int) -
         if row is None:
             continue
         of_video = shards.tokens(row)
-        start, end = int(clip.start), len(of_video) if clip.end is None else int(clip.end)
-        piece = of_video[start : max(start + 1, end)][:max_seconds]
+        piece = clip.seconds(of_video)[:max_seconds]
         if len(piece):
-            kept.append(clip if clip.end is not None else replace(clip, end=float(end)))
+            kept.append(clip if clip.end is not None else replace(clip, end=float(len(of_video))))
             tokens.append(piece)
     if not kept:
         raise InputError(f"none of the {len(clips)} annotated clips belongs to a video in {shards.folder}")

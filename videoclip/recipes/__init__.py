@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RECIPES = {
     "videoclip": "videoclip.recipes.videoclip",
     "margin": "videoclip.recipes.margin",
+    "frozen-in-time": "videoclip.recipes.frozen_in_time",
+    "alpro": "videoclip.recipes.alpro",
 }
 
 

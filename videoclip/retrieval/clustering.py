@@ -1,10 +1,14 @@
-"""Batches of mutually similar videos (VideoCLIP, section 3.3), found by retrieval.
+"""Batches of videos of which some are similar (VideoCLIP, section 3.3), found by retrieval.
 
 The paper's Algorithm 1 draws random anchors and takes their neighbours, which shows about half of the videos in an
-epoch and some of them many times. Our default, `cover`, puts every video into exactly one batch: k-means makes cells
-of some hundreds of videos; in each cell, two-means clusterings cut groups out at multiples of the batch size, and
-pairs of videos are exchanged between groups for as long as that raises the similarity inside them. Full groups are
-batches; what a cell has left over is clustered again together with the leftovers of all other cells.
+epoch and some of them many times; and a batch that is one neighbourhood never shows a model two different topics. Our
+default, `cover`, puts every video into exactly one batch, and makes a batch of many small clusters from all over the
+corpus: near things to be told apart, and far ones.
+
+How a cover is made: k-means makes cells of some hundreds of videos; in each cell, two-means clusterings cut blocks out
+at equal sizes, and pairs of videos are exchanged between blocks for as long as that raises the similarity inside them.
+What a cell has left over is grouped again together with the leftovers of all other cells. A block is a cluster, or,
+where clusters are small, is split into several by more exchanges, of all blocks at once.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
 from videoclip.errors import InputError
+from videoclip.retrieval.exchange import exchange, split_blocks
 from videoclip.retrieval.index import BLOCK, SimilarityIndex, finite_rows, load_faiss, unit, unit_rows
 
 Mode = Literal["cover", "random", "paper"]
@@ -24,7 +30,41 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 CELL = 512  # videos that are grouped together, looking at all pairs; cells hold up to twice as many
 CELLS_AT_ONCE = 1024  # most centres of one k-means: more are made by clustering cells again
 ROWS_PER_CENTRE = 64  # that k-means is fitted to
-EXCHANGE_ROUNDS = 60
+CLUSTER = 4  # videos in a cluster, where nothing else is asked for
+SPLIT_BELOW = 16  # smaller clusters are made by splitting blocks of about SPLIT
+SPLIT = 64
+SPLIT_AT_ONCE = 2**21  # similarities of blocks that are split together
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Which pairs of videos do not share a cluster although they are similar: likely false negatives."""
+
+    nearest: int = 0
+    """So many nearest neighbours of a video, of those that it is grouped with."""
+    similarity: float | None = None
+    """Videos of at least this cosine; None: none."""
+
+    def __post_init__(self) -> None:
+        if self.nearest < 0:
+            raise InputError(f"the number of neighbours to skip cannot be {self.nearest}")
+        if self.similarity is not None and not 0 < self.similarity <= 1:
+            raise InputError(f"videos can be skipped from a cosine in (0, 1] on, not from {self.similarity}")
+
+    def apart(self, similarity: np.ndarray) -> np.ndarray:
+        """Similarities [..., n, n] with those of skipped pairs at their worst."""
+        skipped = np.zeros(similarity.shape, bool)
+        if self.similarity is not None:
+            skipped |= similarity >= self.similarity - 1e-6
+        nearest = min(self.nearest, similarity.shape[-1] - 1)
+        if nearest:
+            others = similarity - 3 * np.eye(similarity.shape[-1], dtype=np.float32)  # nobody is a neighbour of itself
+            near = others >= -np.partition(-others, nearest - 1, axis=-1)[..., nearest - 1 : nearest]
+            skipped |= near | near.swapaxes(-1, -2)
+        return np.where(skipped, np.float32(-1), similarity) if skipped.any() else similarity
+
+
+NOTHING = Skip()
 
 
 def cluster_videos(
@@ -32,14 +72,16 @@ def cluster_videos(
     videos_per_batch: int = 32,
     seed: int = 0,
     mode: Mode = "cover",
-    hardness: float = 1.0,
+    clusters_per_batch: int | None = None,
+    skip: Skip = NOTHING,
     faiss_index: str = "",
 ) -> list[np.ndarray]:
     """Group the rows of `embeddings` (float32 or float16 [N, H], also memory-mapped) into batches.
 
-    `cover`: similar videos, each row in exactly one batch, all batches full but at most one. `hardness` in [0, 1]
-    steers it: the mean cosine inside a batch lies that far on the way from random batches to the most similar ones,
-    because a share sqrt(hardness) of every batch stays together and the others change places at random.
+    `cover`: each row in exactly one batch, all batches full but at most one. A batch is `clusters_per_batch` clusters
+    of similar videos, drawn from all over the corpus; 1 makes a batch one cluster, as in the paper. By default clusters
+    have four videos, or the next number that a batch can be divided by: a batch of 32 has 8. Pairs that `skip` names
+    are kept out of each other's clusters.
     `random`: a random cover. `paper`: Algorithm 1 (anchors at random, `videos_per_batch` of their
     2 * videos_per_batch nearest neighbours), N / videos_per_batch batches in which rows may repeat or be missing;
     `faiss_index` overrides the index that finds the neighbours.
@@ -47,55 +89,93 @@ def cluster_videos(
     Returns int64 arrays of row numbers, in random order; the same for the same seed.
     Raises InputError if there are no rows, a value is not finite, or an option cannot be.
     """
-    check_options(videos_per_batch, mode, hardness)
+    clusters = check_options(videos_per_batch, mode, clusters_per_batch)
     if embeddings.ndim != 2 or not len(embeddings):
         raise InputError(f"cannot cluster embeddings of shape {embeddings.shape}; expected [videos, width]")
     generator = np.random.default_rng([seed, MODES.index(mode)])
-    if mode == "random" or hardness == 0:
-        order = generator.permutation(len(embeddings)).astype(np.int64)
-        return np.split(order, range(videos_per_batch, len(order), videos_per_batch))
+    if mode == "random":
+        return _batches_of(generator.permutation(len(embeddings)).astype(np.int64), videos_per_batch)
     _refuse_what_is_not_finite(embeddings)
     if mode == "paper":
         return _anchors_and_neighbours(embeddings, videos_per_batch, generator, faiss_index)
-    batches = _cover(embeddings, videos_per_batch, generator)
-    batches = [batches[i] for i in generator.permutation(len(batches))]
-    return _soften(batches, hardness, generator) if hardness < 1 else batches
+    size = videos_per_batch // clusters
+    groups = _cover(embeddings, size, skip, generator)
+    groups = [groups[i] for i in generator.permutation(len(groups))]
+    # What is not full comes last, so that every batch but the last is made of whole clusters.
+    groups.sort(key=lambda group: len(group) < size)
+    batches = _batches_of(np.concatenate(groups), videos_per_batch)
+    return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def check_options(videos_per_batch: int, mode: Mode, hardness: float) -> None:
-    """For callers that embed videos first: raises InputError if `cluster_videos` cannot have these options.
+def check_options(videos_per_batch: int, mode: Mode = "cover", clusters_per_batch: int | None = None) -> int:
+    """Clusters in a batch. For callers that embed videos first:
 
-    Also if `paper` has no Faiss to find neighbours with.
+    Raises InputError if `cluster_videos` cannot have these options, or `paper` has no Faiss to find neighbours with.
     """
     if mode not in MODES:
         raise InputError(f"unknown clustering mode {mode!r}; choose one of {', '.join(MODES)}")
     if videos_per_batch < 1:
         raise InputError("videos_per_batch must be at least 1")
-    if not 0 <= hardness <= 1:
-        raise InputError(f"hardness must lie between 0 (random) and 1 (as similar as possible), not {hardness}")
-    if hardness != 1 and mode != "cover":
-        raise InputError(f"hardness steers the mode cover; {mode!r} has none")
     if mode == "paper":
         load_faiss()  # which `cover` needs for more videos than a cell holds only
+    if clusters_per_batch is None:
+        sizes = range(min(CLUSTER, videos_per_batch), videos_per_batch + 1)
+        return videos_per_batch // next(size for size in sizes if videos_per_batch % size == 0)
+    if not 1 <= clusters_per_batch <= videos_per_batch:
+        raise InputError(f"{videos_per_batch} videos cannot make {clusters_per_batch} clusters a batch")
+    if videos_per_batch % clusters_per_batch:
+        raise InputError(
+            f"{clusters_per_batch} clusters do not divide a batch of {videos_per_batch} videos; choose a divisor of it"
+        )
+    if mode == "paper" and clusters_per_batch > 1:
+        raise InputError("the paper's batches are one cluster each; more need the mode cover")
+    return clusters_per_batch
 
 
-def _cover(embeddings: np.ndarray, videos_per_batch: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """Group cells into batches, again and again with what is left over, until one cell holds the rest."""
-    most = max(2 * CELL, 4 * videos_per_batch)  # so that the average cell holds a batch, and every round makes some
-    batches: list[np.ndarray] = []
+def _batches_of(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.split(rows, range(size, len(rows), size))
+
+
+def _cover(embeddings: np.ndarray, size: int, skip: Skip, generator: np.random.Generator) -> list[np.ndarray]:
+    """Clusters of `size` videos, and one of fewer if they do not come out even. Each row is in one of them."""
+    if size == 1:
+        return list(generator.permutation(len(embeddings)).astype(np.int64)[:, None])
+    if size >= SPLIT_BELOW:
+        return _blocks(embeddings, size, skip, generator)
+    blocks = _blocks(embeddings, size * (SPLIT // size), NOTHING, generator)
+    by_length: dict[int, list[np.ndarray]] = {}
+    for block in blocks:
+        by_length.setdefault(len(block), []).append(block)
+    pieces = []
+    for length, alike in by_length.items():
+        stacked, at_once = np.stack(alike), max(1, SPLIT_AT_ONCE // length**2)
+        pieces += [stacked[i : i + at_once] for i in range(0, len(stacked), at_once)]
+
+    def split(piece: np.ndarray) -> list[np.ndarray]:
+        rows = unit_rows(embeddings, piece.ravel()).reshape(*piece.shape, -1)
+        return split_blocks(piece, skip.apart(rows @ rows.swapaxes(1, 2)), size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return [cluster for clusters in threads.map(split, pieces) for cluster in clusters]
+
+
+def _blocks(embeddings: np.ndarray, size: int, skip: Skip, generator: np.random.Generator) -> list[np.ndarray]:
+    """Group cells into blocks, again and again with what is left over, until one cell holds the rest."""
+    most = max(2 * CELL, 4 * size)  # so that the average cell holds a block, and every round makes some
+    blocks: list[np.ndarray] = []
     rest = generator.permutation(len(embeddings))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         while len(rest) > most:
             cells = _cells(embeddings, rest, most, generator)
             grouped = threads.map(
-                lambda cell: _group_cell(embeddings, cell[0], videos_per_batch, cell[1]),
+                lambda cell: _group_cell(embeddings, cell[0], size, skip, cell[1]),
                 zip(cells, generator.spawn(len(cells))),
             )
             groups = [group for groups in grouped for group in groups]
-            batches += [group for group in groups if len(group) == videos_per_batch]
-            left = [group for group in groups if len(group) < videos_per_batch]
+            blocks += [group for group in groups if len(group) == size]
+            left = [group for group in groups if len(group) < size]
             rest = generator.permutation(np.concatenate([np.zeros(0, np.int64), *left]))
-    return batches + (_group_cell(embeddings, rest, videos_per_batch, generator) if len(rest) else [])
+    return blocks + (_group_cell(embeddings, rest, size, skip, generator) if len(rest) else [])
 
 
 def _cells(embeddings: np.ndarray, rows: np.ndarray, most: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -145,34 +225,26 @@ def _nearest_centres(
 
 
 def _group_cell(
-    embeddings: np.ndarray, cell: np.ndarray, videos_per_batch: int, generator: np.random.Generator
+    embeddings: np.ndarray, cell: np.ndarray, size: int, skip: Skip, generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """Partition one cell into groups of `videos_per_batch` similar videos and at most one smaller group."""
+    """Partition one cell into groups of `size` similar videos and at most one smaller group."""
     rows = unit_rows(embeddings, cell)
-    groups = list(_leaves(rows, np.arange(len(rows)), videos_per_batch, generator))
-    return [cell[group].astype(np.int64) for group in _exchange(rows @ rows.T, groups)]
-
-
-def _soften(batches: list[np.ndarray], hardness: float, generator: np.random.Generator) -> list[np.ndarray]:
-    """Keep a share sqrt(hardness) of every batch, so that this share squared of its pairs, and shuffle the others."""
-    members = np.concatenate(batches)
-    stays = generator.random(len(members)) < np.sqrt(hardness)
-    members[~stays] = generator.permutation(members[~stays])
-    return np.split(members, np.cumsum([len(batch) for batch in batches])[:-1])
+    groups = list(_leaves(rows, np.arange(len(rows)), size, generator))
+    return [cell[group].astype(np.int64) for group in exchange(skip.apart(rows @ rows.T), groups)]
 
 
 def _leaves(
-    embeddings: np.ndarray, rows: np.ndarray, videos_per_batch: int, generator: np.random.Generator
+    embeddings: np.ndarray, rows: np.ndarray, size: int, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Cut `rows` in two until every group is one batch."""
+    """Cut `rows` in two until every group has the size asked for."""
     stack = [rows]
     while stack:
         rows = stack.pop()
-        if len(rows) <= videos_per_batch:
+        if len(rows) <= size:
             yield rows
             continue
         chosen = embeddings[rows]
-        stack += _cut(rows, chosen @ _separating_direction(chosen, generator), videos_per_batch, generator)[::-1]
+        stack += _cut(rows, chosen @ _separating_direction(chosen, generator), size, generator)[::-1]
 
 
 def _separating_direction(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -187,58 +259,15 @@ def _separating_direction(rows: np.ndarray, generator: np.random.Generator) -> n
 
 
 def _cut(
-    rows: np.ndarray, score: np.ndarray, videos_per_batch: int, generator: np.random.Generator
+    rows: np.ndarray, score: np.ndarray, size: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split where the score changes sign, moved to a multiple of the batch size, neither side empty."""
-    natural = (score > 0).sum() / videos_per_batch
-    batches = int(np.floor(natural + generator.random()))  # up or down, in proportion: seeds differ
-    full = -(-len(rows) // videos_per_batch)
-    place = int(np.clip(batches, 1, full - 1)) * videos_per_batch
+    """Split where the score changes sign, moved to a multiple of the group size, neither side empty."""
+    natural = (score > 0).sum() / size
+    groups = int(np.floor(natural + generator.random()))  # up or down, in proportion: seeds differ
+    full = -(-len(rows) // size)
+    place = int(np.clip(groups, 1, full - 1)) * size
     order = np.argsort(-score, kind="stable")
     return rows[order[:place]], rows[order[place:]]
-
-
-def _exchange(similarity: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarray]:
-    """Swap members between groups while that raises the sum of similarities inside groups.
-
-    `similarity`: float32 [n, n]; `groups`: a partition of 0 … n - 1. Sizes are kept. A round looks at every row's
-    best partner and carries out, best first, those swaps whose groups no earlier swap of the round has touched.
-    """
-    count = len(groups)
-    if count < 2:
-        return groups
-    group_of = np.empty(len(similarity), np.int64)
-    for number, members in enumerate(groups):
-        group_of[members] = number
-    rows = np.arange(len(similarity))
-    diagonal = np.diagonal(similarity)
-    membership = np.zeros((len(similarity), count), np.float32)
-    membership[rows, group_of] = 1
-    to_group = similarity @ membership  # [n, groups]: summed similarity of a row to a group
-    for _ in range(EXCHANGE_ROUNDS):
-        own = to_group[rows, group_of] - diagonal
-        attraction = to_group[:, group_of] - own[:, None]  # what row i gains from the place of row j
-        gain = attraction + attraction.T - 2 * similarity
-        gain[group_of[:, None] == group_of[None, :]] = -np.inf
-        partner = gain.argmax(1)
-        best = gain[rows, partner]
-        touched = np.zeros(count, bool)
-        swapped = False
-        for i in np.argsort(-best, kind="stable"):
-            if best[i] <= 1e-4:
-                break
-            j = partner[i]
-            a, b = group_of[i], group_of[j]
-            if touched[a] or touched[b]:
-                continue
-            touched[a] = touched[b] = swapped = True
-            group_of[i], group_of[j] = b, a
-            change = similarity[:, j] - similarity[:, i]
-            to_group[:, a] += change
-            to_group[:, b] -= change
-        if not swapped:
-            break
-    return [np.flatnonzero(group_of == number) for number in range(count)]
 
 
 def _anchors_and_neighbours(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_arrays, write_json
-from videoclip.retrieval.clustering import Mode, cluster_videos
+from videoclip.retrieval.clustering import Mode, Skip, check_options, cluster_videos
 from videoclip.retrieval.false_negatives import near_duplicates
 from videoclip.retrieval.figures import describe_batches
 from videoclip.retrieval.index import finite_rows
@@ -23,10 +23,17 @@ class BatchOptions:
 
     videos_per_batch: int = 32
     mode: Mode = "cover"
-    hardness: float = 1.0
+    clusters_per_batch: int | None = None
+    skip: Skip = field(default_factory=Skip)
     faiss_index: str = ""
     duplicate_similarity: float | None = None
     """Videos of one batch with at least this cosine are labelled as near-duplicates; None: none is."""
+
+    @property
+    def videos_per_cluster(self) -> int:
+        """Raises InputError if clusters cannot be so many."""
+        clusters = check_options(self.videos_per_batch, self.mode, self.clusters_per_batch)
+        return self.videos_per_batch // (clusters if self.mode == "cover" else 1)
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,12 @@ def make_clustering(
     if len(good) < len(rows):
         rows, embeddings = rows[good], embeddings[good]
         topics = None if topics is None else [topics[place] for place in good]
-    batches = cluster_videos(
-        embeddings, options.videos_per_batch, seed, options.mode, options.hardness, options.faiss_index
-    )
+    grouping = options.mode, options.clusters_per_batch, options.skip, options.faiss_index
+    batches = cluster_videos(embeddings, options.videos_per_batch, seed, *grouping)
     duplicates = np.arange(int(rows.max()) + 1 if videos is None else videos)
     if options.duplicate_similarity is not None:
         duplicates[rows] = rows[near_duplicates(embeddings, batches, options.duplicate_similarity)]
-    figures = describe_batches(embeddings, batches, topics, seed)
-    if options.mode == "cover":
-        figures["hardness"] = options.hardness
+    figures = describe_batches(embeddings, batches, topics, seed, options.videos_per_cluster)
     figures["near_duplicates"] = int((duplicates[rows] != rows).sum())
     figures["cluster_seconds"] = round(time.perf_counter() - start, 3)
     return Clustering([rows[batch] for batch in batches], duplicates, figures, left_out)

@@ -30,14 +30,19 @@ def batch_similarity(embeddings: np.ndarray, batches: list[np.ndarray]) -> float
 
 
 def describe_batches(
-    embeddings: np.ndarray, batches: list[np.ndarray], topics: Sequence[str | None] | None = None, seed: int = 0
+    embeddings: np.ndarray,
+    batches: list[np.ndarray],
+    topics: Sequence[str | None] | None = None,
+    seed: int = 0,
+    videos_per_cluster: int = 0,
 ) -> dict[str, float]:
     """Figures of one clustering of `embeddings` [N, H], each similarity beside that of random batches.
 
     `coverage`: percent of the videos that appear; `most_repeated`: how often the most frequent one does;
     `cosine` and `cosine_p10` … `cosine_p90`: mean and percentiles, over batches, of the mean cosine inside a batch;
     `random_cosine` …: the same of random batches. With `topics`, one a row or None where unknown: `purity` and
-    `random_purity`, the percentage of a batch's members that share its most frequent topic.
+    `random_purity`, the percentage of a batch's members that share its most frequent topic. `cluster_cosine` and
+    `cluster_purity`: the same of the clusters that batches consist of, where `videos_per_cluster` says their size.
     """
     seen = np.bincount(np.concatenate(batches), minlength=len(embeddings))
     order = np.random.default_rng(seed).permutation(len(embeddings))
@@ -57,6 +62,13 @@ def describe_batches(
             figures[f"{prefix}cosine_p{percentile}"] = float(np.percentile(means, percentile)) if len(means) else 0.0
         if topics is not None:
             figures[f"{prefix}purity"] = 100 * purity(looked_at, topics)
+    if videos_per_cluster:
+        looked_at = batches[:: -(-len(batches) // BATCHES_LOOKED_AT)]
+        starts = range(0, size, videos_per_cluster)
+        clusters = [batch[i : i + videos_per_cluster] for batch in looked_at for i in starts if i < len(batch)]
+        figures["cluster_cosine"] = batch_similarity(embeddings, clusters)
+        if topics is not None:
+            figures["cluster_purity"] = 100 * purity(clusters, topics)
     return {name: value if isinstance(value, int) else round(value, 4) for name, value in figures.items()}
 
 
@@ -67,6 +79,8 @@ def describe_in_words(figures: dict[str, float]) -> str:
         f"at most {figures['most_repeated']} times each, mean cosine inside a batch {figures['cosine']:.3f} "
         f"(random {figures['random_cosine']:.3f})"
     )
+    if "cluster_cosine" in figures:
+        words += f", inside a cluster {figures['cluster_cosine']:.3f}"
     if "purity" in figures:
         words += f", purity {figures['purity']:.0f}% (random {figures['random_purity']:.0f}%)"
     return words

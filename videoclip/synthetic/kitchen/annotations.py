@@ -21,7 +21,9 @@ def write_annotations(videos: list[KitchenVideo], config: KitchenConfig, folder:
     folder = Path(folder)
     train = [video for video in videos if video.split == "train"]
     test = [video for video in videos if video.split == "test"]
-    write_json(folder / "train" / "raw_caption.json", {v.video_id: narrate(v, config) for v in train})
+    for part in (train, test):
+        said = {video.video_id: narrate(video, config) for video in part}
+        write_json(folder / ("train" if part is train else "test") / "raw_caption.json", said)
     with atomic_path(folder / "train" / "HowTo100M_v1.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["video_id", "category_1", "category_2", "rank", "task_id"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,14 +10,22 @@ from videoclip.synthetic.kitchen.plan import KitchenConfig, KitchenVideo, Step
 from videoclip.synthetic.kitchen.vocabulary import ACTIONS, FILLER, INGREDIENTS, PLACES, SPOKEN, UNRELATED, VESSELS
 
 
+class Phrase(NamedTuple):
+    """What the narrator says at `time`, in seconds, and which step of the video it is about, None if about none."""
+
+    time: float
+    text: str
+    step: int | None
+
+
 def narrate(video: KitchenVideo, config: KitchenConfig) -> dict[str, list[Any]]:
     """Rolling speech-recognition lines of one video: {"start": […], "end": […], "text": […]}, in seconds."""
     generator = np.random.default_rng([video.seed, 1])
-    phrases = sorted(_phrases(video, config, generator))
+    phrases = _phrases(video, config, generator)
     starts, ends, texts = [], [], []
     previous = ""
-    for index, (time, phrase) in enumerate(phrases):
-        until = phrases[index + 1][0] if index + 1 < len(phrases) else time + 4.0
+    for index, (time, phrase, _) in enumerate(phrases):
+        until = phrases[index + 1].time if index + 1 < len(phrases) else time + 4.0
         # A rolling caption still shows the line before while the new one is spoken.
         text = f"{previous} {phrase}".strip() if previous and generator.random() < 0.5 else phrase
         starts.append(round(time, 2))
@@ -27,20 +35,27 @@ def narrate(video: KitchenVideo, config: KitchenConfig) -> dict[str, list[Any]]:
     return {"start": starts, "end": ends, "text": texts}
 
 
-def _phrases(video: KitchenVideo, config: KitchenConfig, generator: np.random.Generator) -> list[tuple[float, str]]:
+def narrate_phrases(video: KitchenVideo, config: KitchenConfig) -> list[Phrase]:
+    """What `narrate` writes down, phrase by phrase, in order, with the truth about each."""
+    return _phrases(video, config, np.random.default_rng([video.seed, 1]))
+
+
+def _phrases(video: KitchenVideo, config: KitchenConfig, generator: np.random.Generator) -> list[Phrase]:
     phrases = []
-    for step in video.steps:
+    for number, step in enumerate(video.steps):
         offset = float(generator.normal(0, config.offset_seconds))
         time = step.start + float(generator.uniform(0, 2)) + offset
         while time < step.end + offset:
-            if generator.random() < config.unrelated:
+            unrelated = generator.random() < config.unrelated
+            if unrelated:
                 ingredient = INGREDIENTS[generator.integers(len(INGREDIENTS))][0].spoken[0]
                 text = UNRELATED[generator.integers(len(UNRELATED))].format(ingredient=ingredient)
             else:
                 text = _speak(step, generator)
-            phrases.append((float(np.clip(time, 0, video.duration - 1)), text))
+            time_said = float(np.clip(time, 0, video.duration - 1))
+            phrases.append(Phrase(time_said, text, None if unrelated else number))
             time += float(generator.uniform(2.5, 4.5))
-    return phrases
+    return sorted(phrases, key=lambda phrase: phrase[:2])
 
 
 def _speak(step: Step, generator: np.random.Generator) -> str:

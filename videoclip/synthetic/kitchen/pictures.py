@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,20 +28,17 @@ def render_video(video: KitchenVideo, folder: Path) -> Path:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "18"})
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         stream.thread_count = 1
-        for second in _draw_seconds(video):
+        for second in draw_seconds(video):
             for picture in second:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
 
 
-def _draw_seconds(video: KitchenVideo) -> Any:
+def draw_seconds(video: KitchenVideo) -> Iterator[np.ndarray]:
     """Yield uint8 [FPS, SIZE, SIZE, 3] for every second of a planned video."""
     generator = np.random.default_rng([video.seed, 4])
-    brightness = generator.uniform(0.85, 1.1)
-    shift = generator.uniform(-3, 3, 2)
-    phases = generator.uniform(0, 1, len(video.steps))
-    size = generator.uniform(6.5, 8.5)
+    brightness, shift, phases, size = _camera(generator, len(video.steps))
     for second in range(video.duration):
         frames = np.empty((FPS, SIZE, SIZE, 3), np.float32)
         for index in range(FPS):
@@ -143,3 +140,30 @@ def _shape_mask(name: str, x: float, y: float, size: float) -> np.ndarray:
     if name == "square":
         return (abs(dx) < size * 0.9) & (abs(dy) < size * 0.9)
     return (dy < size * 0.8) & (abs(dx) * 1.4 < dy + size)
+
+
+def draw_frames(video: KitchenVideo, times: np.ndarray, noise: np.random.Generator) -> np.ndarray:
+    """uint8 [len(times), SIZE, SIZE, 3]: what the camera sees at these seconds, before any video file is made of it."""
+    brightness, shift, phases, size = _camera(np.random.default_rng([video.seed, 4]), len(video.steps))
+    frames = np.stack([_draw_frame(video.steps, phases, time, shift, size) for time in times.tolist()])
+    return np.clip(frames * brightness + noise.normal(0, 3, frames.shape), 0, 255).astype(np.uint8)
+
+
+def ingredient_masks(video: KitchenVideo, times: np.ndarray) -> np.ndarray:
+    """bool [len(times), SIZE, SIZE]: where the ingredient is drawn at these seconds; nowhere between steps."""
+    _, shift, phases, size = _camera(np.random.default_rng([video.seed, 4]), len(video.steps))
+    masks = np.zeros((len(times), SIZE, SIZE), bool)
+    for mask, time in zip(masks, times.tolist()):
+        for step, phase in zip(video.steps, phases):
+            if step.start <= time < step.end:
+                x, y, scale = motion(ACTIONS[step.action], time - step.start + phase)
+                mask |= _shape_mask(INGREDIENTS[step.ingredient][2], x + shift[0], y + shift[1], size * scale)
+    return masks
+
+
+def _camera(generator: np.random.Generator, steps: int) -> tuple[float, np.ndarray, np.ndarray, float]:
+    """What stays the same through a video: brightness, shift and size of things, and the phase of every step."""
+    brightness = generator.uniform(0.85, 1.1)
+    shift = generator.uniform(-3, 3, 2)
+    phases = generator.uniform(0, 1, steps)
+    return brightness, shift, phases, generator.uniform(6.5, 8.5)

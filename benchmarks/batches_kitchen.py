@@ -1,4 +1,4 @@
-"""What similar videos in a batch are worth on the embedded corpus: same steps, batches of several hardnesses.
+"""What similar videos in a batch are worth on the embedded corpus: same steps, several kinds of batches.
 
 Three seeds, each with a corpus of its own; every run is the demo's pretraining, with its number of steps, but for its
 batches. Some 35 minutes on two cores. Corpora and tokens are kept in --output and are used again, and so are finished
@@ -22,9 +22,9 @@ from videoclip.files import read_json_lines, write_json
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "random": {"batches": "random"},
-    "cover 0.25": {"hardness": (0.25,)},
-    "cover 0.5": {"hardness": (0.5,)},
-    "cover 1": {"hardness": (1.0,)},
+    "one cluster": {"clusters_per_batch": 1},
+    "default": {},
+    "default, by frozen tokens": {"similarity": "tokens"},
     "paper": {"batches": "paper"},
 }
 COLUMNS = ("cosine", "purity", "hard negatives", "left out", "R@1", "R@10", "MR-full-R1@0.5")
@@ -57,7 +57,7 @@ def of_run(config: PretrainConfig, retrieval: dict[str, Any], moments: dict[str,
 def main() -> None:
     """Print mean and standard deviation over the seeds, one line a variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/hardness"))
+    parser.add_argument("--output", type=Path, default=Path("runs/batches-kitchen"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--videos-per-batch", type=int, default=16)
     options = parser.parse_args()
@@ -67,12 +67,12 @@ def main() -> None:
             folder = options.output / f"seed-{seed}"
             corpus = prepare_corpus(folder, seed)
             for variant, changes in VARIANTS.items():
-                name = f"{variant.replace(' ', '-')}-of-{options.videos_per_batch}"
+                name = f"{variant.replace(' ', '-').replace(',', '')}-of-{options.videos_per_batch}"
                 config = of_size(pretraining(corpus, folder / name, seed), options.videos_per_batch, corpus)
                 config = replace(config, **changes)
                 model = pretrain(config).model
                 results[variant].append(of_run(config, *evaluate(corpus, model, folder / name / "evaluation")))
-    write_json(options.output / f"hardness-of-{options.videos_per_batch}.json", results)
+    write_json(options.output / f"batches-of-{options.videos_per_batch}.json", results)
     print("| batches | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for variant, runs in results.items():
         cells = []
