@@ -89,7 +89,7 @@ def step(
 def update(
     recipe: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: ClipBatch,
+    batch: Batch,
     learning_rate: float,
     clip_norm: float,
     computation: Computation = Computation(),  # frozen
@@ -122,7 +122,7 @@ def update(
     return {**figures, "gradient_norm": norm.double(), "skipped": is_bad.double()}
 
 
-def _counts(batch: ClipBatch) -> Sequence[int]:
+def _counts(batch: Batch) -> Sequence[int]:
     return batch.rows_per_rank or rows_per_rank(len(batch))
 
 
@@ -134,7 +134,7 @@ class Figures:
         self._sum: Tensor | None = None
         self._steps = 0
 
-    def add(self, figures: dict[str, Tensor], batch: ClipBatch) -> None:
+    def add(self, figures: dict[str, Tensor], batch: Batch) -> None:
         """Note a step's scalars; `batch` says how many pairs this worker and all had."""
         share = len(batch) * world_size() / sum(_counts(batch))
         values = torch.stack([value.double() for value in figures.values()]) * share

@@ -15,7 +15,7 @@ from videoclip.gather import gather, gather_with_gradient, rank_offset, rows_per
 from videoclip.losses import chance_of_contrastive_loss
 from videoclip.retrieval.false_negatives import PAPER, false_negatives, pair_labels
 
-BLOCK = 1 << 22  # similarities of own pairs with all that are held at a time: 16 MB as float32
+BLOCK = 1 << 20  # similarities of own pairs with all that are held at a time: 4 MB as float32
 
 
 @dataclass(frozen=True)
