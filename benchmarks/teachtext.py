@@ -48,14 +48,14 @@ COLUMNS = ("R@1", "R@5", "R@10", "geometric_mean")
 class Setting:
     """Of all runs of the experiment."""
 
-    steps: int = 400
+    steps: int = 700
     batch: int = 64
     width: int = 64
     clusters: int = 4
-    learning_rate: float = 2e-3
-    decay: float = 0.95
+    learning_rate: float = 1e-3
+    decay: float = 0.97
     margin: float = 0.2
-    distillation: float = 100.0
+    distillation: float = 30.0
     limit: int = 100
 
 

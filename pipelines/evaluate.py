@@ -16,7 +16,7 @@ class ZeroShotConfig:
     """What evaluations have in common."""
 
     model: Path
-    """Folder of a trained model."""
+    """Folder of a trained model; or `frozen`: the two-tower model that made the shards, with no training at all."""
     shards: Path
     """Folder of shards with the annotated videos."""
     annotations: Path

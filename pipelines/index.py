@@ -20,7 +20,7 @@ from videoclip.data.captions import NO_CAPTIONS, Captions
 from videoclip.data.subtitle_files import BESIDE, SubtitleFiles
 from videoclip.data.video import find_videos
 from videoclip.errors import InputError
-from videoclip.files import read_json, sha256, write_json
+from videoclip.files import read_json, write_json
 from videoclip.search.building import (
     GIGABYTE,
     Changes,
@@ -41,7 +41,7 @@ class IndexConfig:
     """Make videos searchable by picture and by word. Run it again after videos came, went or changed."""
 
     model: Path
-    """Folder of a trained model."""
+    """Folder of a trained model; or `frozen`: the two-tower model that made the shards, with no training at all."""
     shards: Path | None = None
     """Folder that `videoclip extract` wrote; its captions are the words."""
     videos: Path | None = None
@@ -86,7 +86,7 @@ def build_index(config: IndexConfig) -> None:
 
     Raises InputError if model, shards and index do not fit each other, or the options make no windows.
     """
-    from videoclip.recipes import from_pretrained
+    from videoclip.evaluation.inputs import open_model
     from videoclip.retrieval.index import load_faiss
 
     load_faiss()  # before all videos are embedded for an index that cannot be made
@@ -94,11 +94,10 @@ def build_index(config: IndexConfig) -> None:
     if config.shards is None and config.videos is None:
         raise InputError("give --shards, a folder that `videoclip extract` wrote, or --videos, a folder of videos")
     windowing = WindowConfig(config.window, config.stride)
-    model = from_pretrained(config.model)
+    model, digest = open_model(config.model, config.shards)
     if config.window > model.config.max_seconds:
         raise InputError(f"a window may have at most {model.config.max_seconds} seconds with this model")
     store = Store(config.output, create=True)
-    digest = sha256(config.model / "model.safetensors")
     _refuse_other(store, digest, windowing)
     files = _files(config.videos)
     quarantine = Quarantine(config.output)

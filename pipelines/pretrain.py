@@ -187,6 +187,7 @@ def _with_limits(config: PretrainConfig) -> PretrainConfig:
         "max_seconds": getattr(options, "max_seconds", 0) or config.clips.max_seconds,
         "max_words": getattr(options, "max_words", 0) or config.clips.max_words,
         "text_encoder": "" if text == "wordpiece" else text,
+        "encoder": getattr(options, "encoder", "") or str(config.shards),
     }
     options = replace(options, **{name: value for name, value in filled.items() if name in known})
     values = {item.name: getattr(config, item.name) for item in fields(PretrainConfig)}
@@ -234,6 +235,10 @@ def _prepare_tokenizer(config: PretrainConfig, shards: Shards) -> None:
     """Fit or fetch the tokenizer once, before any worker needs it, into `output/text`."""
     folder = config.output / "text"
     if (folder / TOKENIZER_FILE).exists():
+        return
+    own = getattr(recipe_named(config.recipe), "tokenizer_of", None)  # of recipes around frozen text sides
+    if own is not None:
+        own(config.model).save(folder)
         return
     if config.text != "wordpiece":
         FrozenTextEncoder(config.text).tokenizer.save(folder)

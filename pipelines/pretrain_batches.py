@@ -17,7 +17,7 @@ from pipelines.runs import Quarantine
 from videoclip.data.clips import ClipSampler
 from videoclip.data.howto100m import read_topics
 from videoclip.data.shards import Shards
-from videoclip.embedding import TwoTowers, clips_of, embed_videos
+from videoclip.embedding import TwoTowers, clips_of, embed_videos, shares_of_blocks
 from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.files import write_array
 from videoclip.retrieval.epochs import BatchOptions, Clustering, make_clustering
@@ -77,7 +77,7 @@ class Clusterings:
 
     def _embed(self, model: TwoTowers, epoch: int) -> None:
         """Leave this worker's share of the embeddings on disk, where the clustering finds it."""
-        share = np.array_split(self.rows, self.workers)[self.rank]
+        share = shares_of_blocks(self.rows, self.workers)[self.rank]
         write_array(self._shares(epoch)[self.rank], self._embedded(model, share, epoch).astype(np.float16))
         barrier()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipelines.ray_session import cluster_processors, run_tasks
+from videoclip.data.shards import FROZEN
 from videoclip.errors import InputError
 from videoclip.files import parse_json_lines, read_json, read_json_lines, sha256, sync, write_json, write_json_lines
 
@@ -166,7 +167,7 @@ def with_absolute_paths(config: Any) -> Any:
     paths = {
         item.name: getattr(config, item.name).resolve()
         for item in dataclasses.fields(config)
-        if isinstance(getattr(config, item.name), Path)
+        if isinstance(getattr(config, item.name), Path) and str(getattr(config, item.name)) != FROZEN
     }
     return dataclasses.replace(config, **paths)
 

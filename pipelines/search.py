@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from videoclip.errors import InputError
-from videoclip.files import sha256, write_text
+from videoclip.files import read_json, write_text
 from videoclip.search.answers import Answer, to_csv, to_edl, to_lines
 from videoclip.search.archive import Archive, Filter, Request
 
@@ -20,7 +20,7 @@ class ArchiveConfig:
     """Which archive is searched, and with which model."""
 
     model: Path
-    """Folder of the model that made the index."""
+    """Folder of the model that made the index, or `frozen`."""
     index: Path = Path("runs/index")
     """Folder that `videoclip index` wrote."""
 
@@ -32,7 +32,7 @@ class SearchConfig:
     query: Annotated[str, Positional]
     """What to look for, in quotes; "inner quotes" for words that must be said so, a star* for beginnings."""
     model: Path
-    """Folder of the model that made the index."""
+    """Folder of the model that made the index, or `frozen`."""
     index: Path = Path("runs/index")
     by: str = "both"
     """picture, words (that were said), or both."""
@@ -59,11 +59,13 @@ def open_archive(model: Path, index: Path) -> Archive:
 
     Raises InputError if there is no index, it is damaged, or another model made it.
     """
-    from videoclip.recipes import from_pretrained
+    from videoclip.evaluation.inputs import is_frozen, open_model
 
-    weights = model / "model.safetensors"
-    digest = sha256(weights) if weights.is_file() else ""
-    return Archive(index, from_pretrained(model), digest)
+    shards = None
+    if is_frozen(model):
+        made_from = read_json(index / "index.json")["configuration"]["shards"]
+        shards = None if made_from is None else Path(made_from)
+    return Archive(index, *open_model(model, shards))
 
 
 def search(config: SearchConfig) -> list[Answer]:

@@ -14,7 +14,7 @@ from videoclip.checkpoints import TrainingState, load_checkpoint, save_checkpoin
 from videoclip.data.clips import ClipConfig, ClipSampler
 from videoclip.data.shards import Shards
 from videoclip.data.words import train_wordpiece
-from videoclip.embedding import embed_videos
+from videoclip.embedding import embed_videos, shares_of_blocks
 from videoclip.errors import InputError
 from videoclip.model import VideoCLIPConfig
 from videoclip.recipes.videoclip import Recipe
@@ -99,11 +99,16 @@ def test_a_checkpoint_of_another_run_is_refused(sampler: ClipSampler, tmp_path: 
         load_checkpoint(tmp_path, model, optimizer, {"seed": 2, "epochs": 3})
 
 
-def test_a_videos_embedding_does_not_depend_on_who_computes_it(sampler: ClipSampler) -> None:
+def test_a_videos_embedding_does_not_depend_on_who_computes_it(
+    sampler: ClipSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("videoclip.embedding.VIDEOS_AT_ONCE", 4)
     model = make_model(sampler.vocabulary)  # type: ignore[attr-defined]
     rows = sampler.usable_rows()
     together = embed_videos(model, sampler, rows, 3, 0)
-    shares = np.concatenate([embed_videos(model, sampler, share, 3, 0) for share in np.array_split(rows, 3)])
+    parts = shares_of_blocks(rows, 3)
+    assert len(parts) == 3 and np.array_equal(np.concatenate(parts), rows)
+    shares = np.concatenate([embed_videos(model, sampler, share, 3, 0) for share in parts])
     np.testing.assert_allclose(together, shares, atol=1e-5)
 
 

@@ -17,6 +17,7 @@ from videoclip.packed import Packed
 from videoclip.retrieval.index import unit
 
 TEXTS_AT_ONCE = 256
+VIDEOS_AT_ONCE = 32
 CONTEXT_STRIDE = 8  # seconds between the starts of two contexts that seconds are embedded in
 SECONDS_AROUND = 3  # what a second is embedded with, by models that have no outputs for single seconds
 
@@ -133,26 +134,27 @@ def clips_of(model: TwoTowers, clips_per_video: int) -> ClipConfig:
 
 
 @torch.inference_mode()
-def embed_videos(
-    model: TwoTowers, sampler: ClipSampler, rows: np.ndarray, seed: int, epoch: int, videos_at_once: int = 32
-) -> np.ndarray:
+def embed_videos(model: TwoTowers, sampler: ClipSampler, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """One vector a video for retrieval: the mean over its sampled clips of (video + text) / 2, as published.
 
-    `rows` int64 [V] -> float32 [V, H]. A video's draw depends on seed, epoch and its row alone, so the result is
-    the same however the rows are spread over workers.
+    `rows` int64 [V] -> float32 [V, H]. Clips are drawn for blocks of VIDEOS_AT_ONCE rows, and a draw depends on seed,
+    epoch and the block's first row alone: the result is the same for shares of whole blocks (`shares_of_blocks`).
     """
     was_training = model.training
     model.train(False)
     features = [np.zeros((0, model.config.width), np.float32)]
-    for first in range(0, len(rows), videos_at_once):
-        chosen = rows[first : first + videos_at_once]
-        drawn = [
-            sampler.batch(chosen[i : i + 1], np.random.default_rng([seed, epoch, int(row), 1]))
-            for i, row in enumerate(chosen)
-        ]
-        video = model.embed_video(Packed.together([batch.video_tokens for batch in drawn]))
-        text = model.embed_text(Packed.together([batch.word_ids for batch in drawn]))
-        clips = ((video + text) / 2).unflatten(0, (len(chosen), -1))  # (V, clips, H)
+    for first in range(0, len(rows), VIDEOS_AT_ONCE):
+        chosen = rows[first : first + VIDEOS_AT_ONCE]
+        batch = sampler.batch(chosen, np.random.default_rng([seed, epoch, int(chosen[0]), 1]))
+        embedded = (model.embed_video(batch.video_tokens) + model.embed_text(batch.word_ids)) / 2
+        clips = embedded.unflatten(0, (len(chosen), -1))  # (V, clips, H)
         features.append(clips.mean(1).float().cpu().numpy())
     model.train(was_training)
     return np.concatenate(features)
+
+
+def shares_of_blocks(rows: np.ndarray, workers: int) -> list[np.ndarray]:
+    """`rows` int64 [V] in one share for each worker, cut where `embed_videos` begins a new block."""
+    blocks = np.array_split(np.arange(0, len(rows), VIDEOS_AT_ONCE), workers)
+    cuts = [int(share[0]) if len(share) else len(rows) for share in blocks[1:]]
+    return np.split(rows, cuts)

@@ -210,23 +210,48 @@ class VideoCLIP(nn.Module, ModelHubMixin):
 
         Raises InputError if an id is not in the vocabulary or a text is longer than `max_words`.
         """
+        return self.embed_word_vectors(self.word_vectors(word_ids))
+
+    def word_vectors(self, word_ids: Packed) -> Packed:
+        """Word ids, rows int [N], each text `[CLS] … [SEP]` -> what they are looked up as, rows [N, H].
+
+        Raises InputError as `embed_text` does.
+        """
         self._check_text(word_ids)
-        bert = self._text_bert
         word_ids = word_ids.to(self.log_temperature.device, torch.int64)
-        if self.config.text == "frozen":
-            text_encoder = self.frozen.need_text_encoder(self.config.text_encoder).to(word_ids.rows.device)
-            x, order = text_encoder.encode_packed(word_ids).by_length()
-            if hasattr(self, "text_projection"):
-                x = x.with_rows(self.text_projection(x.rows))
-        else:
-            x, order = word_ids.by_length()
-            x = x.with_rows(bert.embeddings.word_embeddings(x.rows))
+        if self.config.text == "embeddings":
+            return word_ids.with_rows(self._text_bert.embeddings.word_embeddings(word_ids.rows))
+        text_encoder = self.frozen.need_text_encoder(self.config.text_encoder).to(word_ids.rows.device)
+        x = text_encoder.encode_packed(word_ids)
+        return x.with_rows(self.text_projection(x.rows)) if hasattr(self, "text_projection") else x
+
+    @property
+    def word_width(self) -> int:
+        """Width of a word's vector."""
+        return self.config.width
+
+    @property
+    def word_positions(self) -> int:
+        """Most vectors of one text, [CLS] and [SEP] among them."""
+        return self.config.positions - self.config.first_text_position + 1
+
+    def embed_word_vectors(self, vectors: Packed) -> Tensor:
+        """Vectors of B texts, `[CLS] … [SEP]`, rows [N, H] -> [B, H]: they need be no words, as prompts are not.
+
+        Raises InputError if a text has more vectors than there are positions.
+        """
+        if int(vectors.lengths.max()) > self.word_positions:
+            raise InputError(
+                f"a text of {int(vectors.lengths.max())} words and prompts; this model has {self.word_positions} "
+                "positions for texts"
+            )
+        x, order = vectors.by_length()
         positions, types = x.positions, torch.zeros(len(x.rows), dtype=torch.int64)
         if self.config.transformer == "shared":  # the places of a full video clip come first
             is_word = positions > 0
             positions = torch.where(is_word, positions + self.config.first_text_position - 1, 0)
             types = is_word.long()
-        return self._features(bert(x, positions, types), order)
+        return self._features(self._text_bert(x, positions, types), order)
 
     def get_video_features(self, video_tokens: Tensor, video_mask: Tensor) -> Tensor:
         """Padded tokens [B, T, D] and their mask, bool [B, T] (True where there is a token) -> [B, H]."""

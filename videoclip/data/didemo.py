@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from videoclip.data.annotated_clips import AnnotatedClip, check_clip
 from videoclip.errors import InputError
 from videoclip.files import read_json
 
+Queries = Literal["paragraph", "sentence"]
 
-def read_didemo(path: Path, queries: Literal["paragraph", "sentence"] = "paragraph") -> list[AnnotatedClip]:
+
+def read_didemo(path: Path, queries: Queries = "paragraph") -> list[AnnotatedClip]:
     """Whole videos with their descriptions.
 
     `paragraph`: all descriptions of a video, joined in the order of the file, are one query, which is how the field
@@ -18,6 +20,8 @@ def read_didemo(path: Path, queries: Literal["paragraph", "sentence"] = "paragra
     The file's video names (`1234@N00_5678.mov`) lose their suffix, as extraction's ids do.
     Raises InputError, with the row, if the file has another form.
     """
+    if queries not in get_args(Queries):
+        raise InputError(f"queries must be one of {', '.join(get_args(Queries))}, not {queries!r}")
     path = Path(path)
     rows = read_json(path)
     if not isinstance(rows, list) or not rows:

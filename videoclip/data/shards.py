@@ -26,6 +26,7 @@ from videoclip.files import atomic_path, read_json, sha256, write_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+FROZEN = "frozen"  # in place of a model's folder: the two-tower model that made the shards
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,15 @@ from videoclip.files import atomic_path, write_text
 from videoclip.packed import Packed
 
 TOKENIZER_FILE = "tokenizer.json"
+# First and last word of a text: BERT's, RoBERTa's, CLIP's, Gemma's (SigLIP 2); SigLIP's texts have an end word only,
+# which then stands for both, and whoever embeds leaves the first one out.
+SPECIAL_WORDS = (
+    ("[CLS]", "[SEP]"),
+    ("<s>", "</s>"),
+    ("<|startoftext|>", "<|endoftext|>"),
+    ("<bos>", "<eos>"),
+    ("</s>", "</s>"),
+)
 
 # Forked data workers would otherwise make the tokenizer warn on every text.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -33,7 +42,7 @@ class WordTokenizer:
         self.tokenizer = tokenizer
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        for first, last in (("[CLS]", "[SEP]"), ("<s>", "</s>"), ("<|startoftext|>", "<|endoftext|>")):
+        for first, last in SPECIAL_WORDS:
             cls_id, sep_id = tokenizer.token_to_id(first), tokenizer.token_to_id(last)
             if cls_id is not None and sep_id is not None:
                 self.cls_id, self.sep_id = int(cls_id), int(sep_id)

@@ -50,4 +50,6 @@ def load_video_encoder(folder: Path) -> VideoEncoder:
     load_tensors(weights, encoder, encoder.name)
     if encoder.fingerprint() != description.get("fingerprint"):
         raise InputError(f"{weights}: not the weights that were saved here; extract again")
+    if isinstance(encoder, ImageEncoder):
+        encoder.read_beside(folder)
     return encoder

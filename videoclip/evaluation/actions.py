@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -50,6 +50,10 @@ def outside_level(scores: np.ndarray, labels: np.ndarray, rule: OutsideRule, dev
     if rule == "threshold":
         best = scores.max(1)
         return float(best.mean() + deviations * best.std())
+    if rule != "labels":
+        raise InputError(
+            f"unknown rule {rule!r} for seconds without action; choose one of {', '.join(get_args(OutsideRule))}"
+        )
     similarity = labels @ labels.T
     np.fill_diagonal(similarity, -np.inf)
     return float(similarity.max()) if len(labels) > 1 else None

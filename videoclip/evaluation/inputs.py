@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 
-from videoclip.data.shards import Shards, check_encoder
+from videoclip.checkpoints import WEIGHTS_FILE
+from videoclip.data.shards import FROZEN, Manifest, Shards, check_encoder
 from videoclip.errors import InputError
+from videoclip.files import sha256
 from videoclip.recipes import from_pretrained
+from videoclip.recipes.towers import frozen_towers
 from videoclip.recipes.videoclip import Recipe
+
+
+def is_frozen(model_folder: Path) -> bool:
+    """Whether `--model frozen` was said; a model's folder of that name needs its whole path."""
+    return str(model_folder) == FROZEN
+
+
+def open_model(model_folder: Path, shards_folder: Path | None) -> tuple[Recipe, str]:
+    """A model and what tells it from others: the digest of its weights, or for `frozen` the shards' fingerprint.
+
+    Raises InputError if there is none, or `frozen` is said without shards.
+    """
+    if not is_frozen(model_folder):
+        model, weights = from_pretrained(model_folder), model_folder / WEIGHTS_FILE
+        return model, sha256(weights) if weights.is_file() else ""
+    if shards_folder is None:
+        raise InputError("--model frozen is the model that made a folder of shards: give --shards, too")
+    return cast(Recipe, frozen_towers(shards_folder)), Manifest.read(shards_folder).fingerprint
 
 
 class OfVideo(Protocol):
@@ -27,10 +48,12 @@ AnnotationT = TypeVar("AnnotationT", bound=OfVideo)
 def load_model_and_shards(model_folder: Path, shards_folder: Path) -> tuple[Recipe, Shards]:
     """A model, on the GPU if there is one, and the shards that it is to read.
 
-    Raises InputError if the shards do not come from the encoder that the model was trained on.
+    The model `frozen` is the two-tower model that made the shards, as it is.
+    Raises InputError if the shards do not come from the encoder that the model was trained on, or are to be read by
+    their own and it has no text side.
     """
-    model = from_pretrained(model_folder)
     shards = Shards(shards_folder)
+    model, _ = open_model(model_folder, shards_folder)
     if model.config.video_encoder:
         check_encoder(
             shards.manifest, model.config.video_encoder, "the encoder the model was trained on", shards_folder

@@ -26,6 +26,8 @@ RECIPES = {
     "margin": "videoclip.recipes.margin",
     "frozen-in-time": "videoclip.recipes.frozen_in_time",
     "alpro": "videoclip.recipes.alpro",
+    "prompting": "videoclip.recipes.prompting",
+    "towers": "videoclip.recipes.towers",
 }
 
 

@@ -1,0 +1,227 @@
+"""Frozen towers on the kitchen: what narration adds to a frozen two-tower model, and what it makes it forget.
+
+A small CLIP (transformers' own) is trained on single frames and written captions of one channel, and frozen. It makes
+the tokens of another channel, which has narration only. On top, at equal steps and on the same clips: the residual
+recipe without and with a penalty, and a VideoCLIP from scratch on the same tokens. All are asked with what the narrator
+says during each held-out step, and with its written caption.
+
+    python benchmarks/towers.py            # the table of docs/systems.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from videoclip.data.annotated_clips import AnnotatedClip
+from videoclip.data.captions import Captions
+from videoclip.data.clips import ClipConfig, ClipSampler
+from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
+from videoclip.data.words import WordTokenizer
+from videoclip.encoders.image import HIDDEN, ImageEncoder
+from videoclip.evaluation.retrieval import retrieve_clips
+from videoclip.recipes import towers, videoclip
+from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, caption, narrate, plan_kitchen
+from videoclip.synthetic.kitchen.pictures import FPS, SIZE, draw_seconds
+from videoclip.synthetic.kitchen.vocabulary import WRITTEN
+from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer, step
+
+MAX_SECONDS, MAX_WORDS, VIDEOS_PER_BATCH = 12, 28, 16
+ROWS = ("frozen, no training", "residual", "residual, penalty 1", "residual, penalty 10", "from scratch")
+CLIPS = ClipConfig(clips_per_video=8, min_words=6, max_words=24, min_seconds=3, max_seconds=MAX_SECONDS)
+
+
+def word_tokenizer(texts: list[str]) -> WordTokenizer:
+    """One id a word, with CLIP's start word and its end word, which has the largest id."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["<pad>", "<unk>", *sorted({word for text in texts for word in text.lower().split()})]
+    ids = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    tokenizer = Tokenizer(models.WordLevel(ids, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [(name, ids[name]) for name in ("<|startoftext|>", "<|endoftext|>")]
+    tokenizer.post_processor = processors.TemplateProcessing("<|startoftext|> $A <|endoftext|>", None, ends)
+    return WordTokenizer(tokenizer)
+
+
+def train_clip(videos: list[KitchenVideo], words: WordTokenizer, seed: int, steps: int, folder: Path) -> None:
+    """A CLIP of (one frame, the step's written caption), saved as the hub has models."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(seed)
+    text = {
+        "vocab_size": words.vocabulary, "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 384, "max_position_embeddings": MAX_WORDS + 2, "bos_token_id": words.cls_id,
+        "eos_token_id": words.sep_id, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 384,
+        "image_size": SIZE, "patch_size": 8,
+    }  # fmt: skip
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
+    pictures, said = _pictures(videos)
+    generator = np.random.default_rng([seed, 3])
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
+    for number in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (number + 1) / 40) * (1 - number / steps)
+        chosen = generator.choice(len(said), min(96, len(said)), replace=False)
+        frames = np.stack([pictures[i][generator.integers(len(pictures[i]))] for i in chosen])
+        images = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        ids, mask = words.clip_ids([said[i][generator.integers(len(WRITTEN))] for i in chosen], MAX_WORDS).padded()
+        output = model(input_ids=ids.long(), attention_mask=mask.long(), pixel_values=images)
+        target = torch.arange(len(chosen))
+        loss = F.cross_entropy(output.logits_per_image, target) + F.cross_entropy(output.logits_per_text, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    words.save(folder)
+    preparation = {"size": {"height": SIZE, "width": SIZE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preparation))
+
+
+def _pictures(videos: list[KitchenVideo]) -> tuple[list[np.ndarray], list[list[str]]]:
+    """Every fourth frame of every step, uint8 [n, SIZE, SIZE, 3], and its captions."""
+    pictures, said = [], []
+    for video in videos:
+        frames = np.concatenate(list(draw_seconds(video)))
+        for one in video.steps:
+            pictures.append(frames[int(one.start * FPS) + 1 : int(one.end * FPS) : 4])
+            said.append([caption(one, template) for template in WRITTEN])
+    return pictures, said
+
+
+def write_shards(videos: list[KitchenVideo], config: KitchenConfig, encoder: ImageEncoder, folder: Path) -> Shards:
+    """Tokens of two frames a second, with the narration."""
+    writer = ShardWriter(folder, Manifest(encoder.name, encoder.fingerprint(), encoder.dimension))
+    encoder.save(folder)
+    for video in videos:
+        clips = np.stack(list(draw_seconds(video)))[:, :: FPS // 2]  # (T, 2, H, W, 3)
+        tokens = np.concatenate([encoder.encode_clips(clips[i : i + 32]) for i in range(0, len(clips), 32)])
+        lines = narrate(video, config)
+        told = Captions(np.float32(lines["start"]), np.float32(lines["end"]), lines["text"])  # type: ignore[arg-type]
+        writer.add(VideoRecord(video.video_id, float(video.duration), tokens.astype(np.float16), told))
+    writer.close()
+    return Shards(folder)
+
+
+def questions(videos: list[KitchenVideo], config: KitchenConfig) -> dict[str, list[AnnotatedClip]]:
+    """Held-out steps with what is said during them, and with what is written about them."""
+    asked: dict[str, list[AnnotatedClip]] = {"narrated": [], "written": []}
+    for video in videos:
+        lines = narrate(video, config)
+        for one in video.steps:
+            during = [
+                text
+                for start, end, text in zip(lines["start"], lines["end"], lines["text"])
+                if one.start <= (start + end) / 2 < one.end
+            ]
+            where = (video.video_id, float(round(one.start)), float(round(one.end)))
+            if during:
+                asked["narrated"].append(AnnotatedClip(*where, (" ".join(during),)))
+                asked["written"].append(AnnotatedClip(*where, (caption(one, WRITTEN[0]),)))
+    return asked
+
+
+def train(recipe: Any, sampler: ClipSampler, seed: int, steps: int) -> None:
+    """The same clips in the same order for every recipe."""
+    generator = np.random.default_rng([seed, 5])
+    config = OptimizerConfig(learning_rate=1e-3, warmup_steps=30, weight_decay=0.01)
+    optimizer = make_optimizer(recipe.train(), config)
+    rows = sampler.usable_rows()
+    for number in range(steps):
+        batch = sampler.batch(generator.choice(rows, VIDEOS_PER_BATCH, replace=False), generator)
+        step(recipe, optimizer, batch, learning_rate_at(number, steps, config), config.clip_norm)
+    recipe.eval()
+
+
+def one_seed(seed: int, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """R@1 of every row."""
+    written_channel = plan_kitchen(KitchenConfig(seed=1000 + seed, train_videos=options.videos, test_videos=0))
+    config = KitchenConfig(seed=seed, train_videos=options.videos, test_videos=options.videos // 2)
+    narrated_channel = plan_kitchen(config)
+    texts = [text for video in narrated_channel for text in narrate(video, config)["text"]]
+    texts += [caption(one, template) for video in written_channel for one in video.steps for template in WRITTEN]
+    words = word_tokenizer(texts)
+    train_clip(written_channel, words, seed, options.clip_steps, folder / "clip")
+    encoder = ImageEncoder.from_pretrained(f"{folder / 'clip'}{HIDDEN}")
+    shards = {
+        split: write_shards([v for v in narrated_channel if v.split == split], config, encoder, folder / split)
+        for split in ("train", "test")
+    }
+    asked = questions([v for v in narrated_channel if v.split == "test"], config)
+    sampler = ClipSampler(shards["train"], words, CLIPS, folder / "words")
+    small = towers.Options(
+        encoder=str(folder / "train"), hidden_width=128, layers=1, max_seconds=MAX_SECONDS, max_words=MAX_WORDS
+    )
+    scratch = videoclip.Options(
+        width=128, layers=2, heads=4, dropout=0.0, max_seconds=MAX_SECONDS, max_words=MAX_WORDS, temperature=0.05
+    )
+    figures: dict[str, dict[str, float]] = {}
+    for row in ROWS:
+        torch.manual_seed(seed)
+        manifest = shards["train"].manifest
+        model: Any
+        if row == ROWS[0]:
+            model = towers.frozen_towers(folder / "train")
+        elif row == ROWS[-1]:
+            model = videoclip.build(scratch, manifest, words)
+        else:
+            penalty = float(row.rpartition(" ")[2]) if "penalty" in row else 0.0
+            model = towers.build(replace(small, penalty=penalty), manifest, words)
+            _check_step_zero(model, towers.frozen_towers(folder / "train"), shards["test"], asked)
+        if row != ROWS[0]:
+            train(model, sampler, seed, options.steps)
+        figures[row] = {}
+        for name, clips in asked.items():
+            metrics, _ = retrieve_clips(model, shards["test"], clips)
+            figures[row][name], figures[row]["chance"] = metrics["R@1"], metrics["chance_R@1"]
+        print(f"seed {seed}: {row:22s} " + "  ".join(f"{k} {v:5.1f}" for k, v in figures[row].items()), flush=True)
+    return figures
+
+
+def _check_step_zero(model: Any, frozen: Any, shards: Shards, asked: dict[str, list[AnnotatedClip]]) -> None:
+    """Every rank of the untrained residual model is the frozen model's."""
+    for clips in asked.values():
+        clips = [replace(clip, end=min(clip.end or 0.0, clip.start + MAX_SECONDS)) for clip in clips]
+        ranks = [[row["rank"] for row in retrieve_clips(m, shards, clips)[1]] for m in (model.eval(), frozen)]
+        if ranks[0] != ranks[1]:
+            raise AssertionError("step 0 is not the frozen model")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--videos", type=int, default=80, help="of each channel's training split")
+    parser.add_argument("--clip-steps", type=int, default=600, help="of the CLIP that is frozen then")
+    parser.add_argument("--steps", type=int, default=200, help="on narration")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    seeds = []
+    for seed in range(options.seeds):
+        with TemporaryDirectory() as folder:
+            seeds.append(one_seed(seed, options, Path(folder)))
+    chance = np.mean([figures[ROWS[0]]["chance"] for figures in seeds])
+    print(f"\n| R@1, {options.seeds} seeds (chance {chance:.1f}) | narrated queries | written captions |")
+    print("|---|---|---|")
+    for row in ROWS:
+        cells = []
+        for name in ("narrated", "written"):
+            values = [figures[row][name] for figures in seeds]
+            each = ", ".join(f"{value:.1f}" for value in values)
+            cells.append(f"{np.mean(values):.1f} ({each})")
+        print(f"| {row} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
