@@ -13,6 +13,7 @@ from videoclip.data.didemo import read_didemo
 from videoclip.data.howto100m import read_topics
 from videoclip.data.msrvtt import read_msrvtt
 from videoclip.data.youcook2 import read_youcook2
+from videoclip.errors import InputError
 from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.evaluation.retrieval import retrieve_clips
 
@@ -24,6 +25,9 @@ class GalleryConfig(ZeroShotConfig):
     gallery: Path | None = None
     """What each video is about, a json object {video_id: topic} or HowTo100M_v1.csv: texts and clips of one topic are
     ranked among themselves, which asks for near things to be told apart. Without it all are ranked together."""
+    rerank: int = 0
+    """So many of the best clips of every text are put in order by matching, by models that have it (recipe fusion);
+    0: none. What the figures are without stands beside them."""
 
 
 @dataclass(frozen=True)
@@ -78,5 +82,9 @@ def evaluate_didemo(config: DiDeMoConfig) -> Figures:
 
 def _retrieve(config: GalleryConfig, annotated: list[AnnotatedClip]) -> Figures:
     topics = None if config.gallery is None else read_topics(config.gallery)
+    if config.rerank < 0:
+        raise InputError(f"--rerank {config.rerank}: must be 0 (none) or how many clips of every text are re-ranked")
     model, shards = load_model_and_shards(config.model, config.shards)
-    return write_results(config.output, *retrieve_clips(model, shards, annotated, config.templates, topics))
+    return write_results(
+        config.output, *retrieve_clips(model, shards, annotated, config.templates, topics, config.rerank)
+    )

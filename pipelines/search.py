@@ -12,7 +12,8 @@ from tyro.conf import Positional
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_text
 from videoclip.search.answers import Answer, to_csv, to_edl, to_lines
-from videoclip.search.archive import Archive, Filter, Request
+from videoclip.search.archive import MAX_COUNT, Archive, Filter, Request
+from videoclip.search.reranking import rerank_answers
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class SearchConfig:
     """Print one JSON object an answer instead."""
     csv: bool = False
     """Print a table for spreadsheets instead."""
+    rerank: int = 0
+    """So many of the best answers are put in order by matching, by a model that has it (recipe fusion); 0: none."""
+    shards: Path | None = None
+    """With --rerank: the shards that the index is of, since matching reads a moment's tokens."""
     edl: Path | None = None
     """Also write the moments as an edit decision list, for editing programs."""
 
@@ -75,9 +80,16 @@ def search(config: SearchConfig) -> list[Answer]:
     """
     if config.json and config.csv:
         raise InputError("choose --json or --csv, not both")
+    if config.rerank and not config.count <= config.rerank <= MAX_COUNT:
+        raise InputError(f"--rerank {config.rerank}: must be 0 (none), or from --count {config.count} to {MAX_COUNT}")
+    if config.rerank and config.shards is None:
+        raise InputError("--rerank reads the moments' tokens: give --shards, the folder that the index is of")
     where = Filter(config.folder, config.shortest, config.longest)
-    request = Request(config.query, config.by, config.count, where, config.videos)
-    (answers,) = open_archive(config.model, config.index).search([request])
+    request = Request(config.query, config.by, config.rerank or config.count, where, config.videos)
+    archive = open_archive(config.model, config.index)
+    (answers,) = archive.search([request])
+    if config.rerank and config.shards is not None and archive.model is not None:
+        answers = rerank_answers(archive.model, config.query, answers, config.shards)[: config.count]
     if config.json:
         print("\n".join(json.dumps(answer.as_json(), ensure_ascii=False) for answer in answers))
     elif config.csv:

@@ -13,12 +13,14 @@ from videoclip.data.clips import ClipBatch
 from videoclip.model import VideoCLIPConfig
 from videoclip.packed import Packed
 from videoclip.recipes import RECIPES, recipe_named
+from videoclip.recipes.fusion import FusionConfig
 from videoclip.retrieval.false_negatives import FalseNegativeConfig, pair_labels
 from videoclip.training import step
 
 CONFIG = VideoCLIPConfig(
     video_dimension=8, width=16, layers=1, heads=2, intermediate=32, vocabulary=30, cls_id=2, sep_id=3, dropout=0.0
 )
+FUSION = FusionConfig(**vars(CONFIG), fusion_layers=1, mask_id=4, special_ids=(0, 1, 2, 3, 4), masked_share=0.4)
 SHARES = (slice(0, 6), slice(6, 10))  # unequal
 DUPLICATES = np.array([0, 0, 2, 3, 4])  # videos 0 and 1 are the same
 STEPS, RATE, CLIP_NORM = 3, 0.05, 0.4  # a norm that does clip
@@ -47,7 +49,7 @@ def share_of(batch: ClipBatch, rank: int | None) -> ClipBatch:
 def train(recipe_name: str, rank: int | None) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Three updates through `step` itself; figures of each and the weights after them."""
     torch.manual_seed(0)
-    recipe = recipe_named(recipe_name).Recipe(CONFIG).train()
+    recipe = recipe_named(recipe_name).Recipe(FUSION if recipe_name == "fusion" else CONFIG).train()
     module = recipe if rank is None else DistributedDataParallel(recipe)
     # Adam would scale up the rounding of gradients that are nearly zero.
     optimizer = torch.optim.SGD(recipe.parameters(), RATE, momentum=0.9)
@@ -63,9 +65,10 @@ def _worker(rank: int, folder: str, recipe_name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe_name", ["videoclip", "margin"])
+@pytest.mark.parametrize("recipe_name", ["videoclip", "margin", "fusion"])
 def test_two_workers_with_unequal_shares_update_as_one_does(recipe_name: str, tmp_path: Path) -> None:
-    """Negatives of all workers, exclusions, the learned temperature and clipping included."""
+    """Negatives of all workers, exclusions, the learned temperature and clipping included; and, where a recipe has
+    them, the negatives that matching draws and the words that are hidden."""
     multiprocessing.spawn(_worker, (str(tmp_path), recipe_name), nprocs=2)
     figures, weights = train(recipe_name, None)
     assert figures[0]["excluded"] > 0 and figures[0]["gradient_norm"] > CLIP_NORM

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from videoclip.packed import Packed
+
 SCATTERING = ("nccl", "gloo")  # backends that sum and scatter at once; with others whole gradients are summed
 
 
@@ -64,6 +66,34 @@ def mean_over_workers(values: Tensor, rows: int, counts: Sequence[int]) -> Tenso
     total = values.double() * rows
     dist.all_reduce(total)
     return (total / sum(counts)).to(values.dtype)
+
+
+def gather_packed(x: Packed, counts: Sequence[int]) -> Packed:
+    """The sequences of all workers, which bring `counts` of them, in rank order; gradients flow back to each."""
+    if world_size() == 1:
+        return x
+    lengths = gather(x.lengths.to(x.rows.device), counts).cpu()
+    rows = [int(of_rank.sum()) for of_rank in lengths.split(list(counts))]
+    return Packed(gather_with_gradient(x.rows, rows), lengths)
+
+
+def mean_over_all(total: Tensor, elements: int, counts: Sequence[int]) -> Tensor:
+    """A mean over elements that pairs have unequally many of, such as hidden words, for a loss of the engine's.
+
+    `total`: this worker's sum over its `elements`; `counts`: the pairs of every worker. The engine takes the mean of
+    losses over pairs; what is returned makes that the mean over the elements of all workers. A collective call.
+    """
+    everywhere = int(gather(torch.tensor([elements], device=total.device), [1] * world_size()).sum())
+    return total * (sum(counts) / (counts[rank()] * max(1, everywhere)))
+
+
+def shared_generator(device: torch.device) -> torch.Generator:
+    """A generator on the CPU that draws the same on all workers, seeded from the first's global one. A collective call.
+
+    What is drawn by it for all pairs and taken by a pair's number does not depend on which worker holds the pair.
+    """
+    seed = gather(torch.randint(2**62, (1,)).to(device), [1] * world_size())[0]
+    return torch.Generator().manual_seed(int(seed))
 
 
 def _all_gather(rows: Tensor, counts: Sequence[int]) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args, get_type_hints
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ class VideoCLIPConfig:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            allowed = get_args(kind)
+            allowed = get_args(kind) if get_origin(kind) is Literal else ()
             if allowed and getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if not 0 <= self.cls_id < self.vocabulary or not 0 <= self.sep_id < self.vocabulary:
@@ -148,6 +148,7 @@ class VideoCLIP(nn.Module, ModelHubMixin):
 
     recipe: ClassVar[str] = "videoclip"
     """What `config.json` names: the file in `videoclip/recipes/` that trains this."""
+    config_class: ClassVar[type[VideoCLIPConfig]] = VideoCLIPConfig
 
     def __init__(self, config: VideoCLIPConfig) -> None:
         super().__init__()
@@ -240,6 +241,10 @@ class VideoCLIP(nn.Module, ModelHubMixin):
 
         Raises InputError if a text has more vectors than there are positions.
         """
+        return self._features(*self._encode_word_vectors(vectors))
+
+    def _encode_word_vectors(self, vectors: Packed) -> tuple[Packed, Tensor]:
+        """Outputs for `[CLS] … [SEP]`, shortest text first, and which text each was before."""
         if int(vectors.lengths.max()) > self.word_positions:
             raise InputError(
                 f"a text of {int(vectors.lengths.max())} words and prompts; this model has {self.word_positions} "
@@ -251,7 +256,7 @@ class VideoCLIP(nn.Module, ModelHubMixin):
             is_word = positions > 0
             positions = torch.where(is_word, positions + self.config.first_text_position - 1, 0)
             types = is_word.long()
-        return self._features(self._text_bert(x, positions, types), order)
+        return self._text_bert(x, positions, types), order
 
     def get_video_features(self, video_tokens: Tensor, video_mask: Tensor) -> Tensor:
         """Padded tokens [B, T, D] and their mask, bool [B, T] (True where there is a token) -> [B, H]."""
@@ -374,7 +379,7 @@ class VideoCLIP(nn.Module, ModelHubMixin):
         Raises InputError if it is neither, or if configuration and weights do not fit together.
         """
         folder = find_folder(folder_or_id)
-        model = cls(read_config(folder, VideoCLIPConfig))
+        model = cls(read_config(folder, cls.config_class))
         load_weights(folder, model)
         model.frozen.folder = folder
         return model.eval()

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.shards import Shards
 from videoclip.data.templates import PLAIN
 from videoclip.embedding import TwoTowers, embed_clips, embed_texts
 from videoclip.errors import InputError
+from videoclip.evaluation.reranking import judge_of, rerank, reranked_ranks
+from videoclip.packed import Packed
 
 BLOCK = 1024  # rows scored at once: against a gallery of 50,000 that is 200 MB, not 10 GB
 
@@ -199,30 +202,41 @@ def retrieve_clips(
     annotated: list[AnnotatedClip],
     templates: Sequence[str] = PLAIN,
     topics: Mapping[str, str] | None = None,
+    best: int = 0,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Embed clips and sentences and rank each for the other: metrics, and what was found for every sentence.
 
-    With `topics`, video id -> topic, texts and clips of one topic are ranked among themselves.
-    Raises InputError if no annotated clip is in the shards, or a video has no topic.
+    With `topics`, video id -> topic, texts and clips of one topic are ranked among themselves. With `best`, a model
+    that matches puts the `best` clips of every text in order by matching; the metrics before that are "by_contrast",
+    and "video_to_text" stays by contrast.
+    Raises InputError if no annotated clip is in the shards, a video has no topic, or the model cannot match.
     """
+    judge = judge_of(model) if best else None
     gathered = gather_clips(shards, annotated, model.config.max_seconds)
     clips = gathered.clips
     galleries = None if topics is None else _galleries(clips, topics)
     videos = embed_clips(model, gathered.tokens, windows_of_lengths(gathered.lengths))  # (C, H)
     positives = np.repeat(np.arange(len(clips)), [len(clip.sentences) for clip in clips])
     sentences = [sentence for clip in clips for sentence in clip.sentences]
-    result = retrieve(embed_texts(model, sentences, templates), videos, positives, galleries)
+    result = retrieve(embed_texts(model, sentences, templates), videos, positives, galleries, best or 3)
+    ranks, found = result.ranks, result.found
+    if judge is not None:
+        tokens = Packed(torch.from_numpy(gathered.tokens), torch.from_numpy(gathered.lengths))
+        found, scores = rerank(judge, sentences, tokens, found, model.config.max_words, templates)
+        ranks = reranked_ranks(ranks, found, scores, positives)
     metrics = {
-        **retrieval_metrics(result.ranks, result.size),
+        **retrieval_metrics(ranks, result.size),
         "clips": len(clips),
         "dropped": gathered.dropped,
         "video_to_text": retrieval_metrics(result.clip_ranks, result.clip_size),
     }
     if galleries is not None:
         metrics["galleries"] = len(set(galleries))
+    if best:
+        metrics |= {"reranked": best, "by_contrast": retrieval_metrics(result.ranks, result.size)}
     rows = [
-        {**_as_row(clips[own], sentence), "rank": float(rank), "found": [_as_row(clips[i]) for i in best]}
-        for own, sentence, rank, best in zip(positives, sentences, result.ranks, result.found)
+        {**_as_row(clips[own], sentence), "rank": float(rank), "found": [_as_row(clips[i]) for i in rows[:3]]}
+        for own, sentence, rank, rows in zip(positives, sentences, ranks, found)
     ]
     return metrics, rows
 

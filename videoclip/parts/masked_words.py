@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from videoclip.packed import Packed
 
 NOT_MASKED = -100  # label of a word that is not to be guessed
+CHANCES = 3  # numbers that decide about a word
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,18 @@ class WordMask:
 
 def mask_words(words: Packed, how: WordMask, generator: torch.Generator) -> tuple[Packed, Tensor]:
     """Word ids int64 [N] -> the ids with some hidden, and labels int64 [N]: the hidden word, or NOT_MASKED."""
-    ids = words.rows.cpu()
-    special = torch.isin(ids, torch.tensor(how.special, dtype=ids.dtype))
-    hidden = (torch.rand(len(ids), generator=generator) < how.share) & ~special
-    turn = torch.rand(len(ids), generator=generator)
-    usual = torch.tensor([i for i in range(how.vocabulary) if i not in set(how.special)], dtype=ids.dtype)
-    other = usual[torch.randint(len(usual), (len(ids),), generator=generator)]
+    return hide_words(words, how, torch.rand(len(words.rows), CHANCES, generator=generator, dtype=torch.float64))
+
+
+def hide_words(words: Packed, how: WordMask, chance: Tensor) -> tuple[Packed, Tensor]:
+    """`mask_words` with the numbers that decide, float64 [N, CHANCES] on the CPU, even in [0, 1): whether a word is
+    hidden, what takes its place, and which other word does."""
+    ids = words.rows.cpu().long()
+    hide, turn, which = chance.unbind(1)
+    hidden = (hide < how.share) & ~torch.isin(ids, torch.tensor(how.special))
+    usual = torch.arange(how.vocabulary)
+    usual = usual[~torch.isin(usual, torch.tensor(how.special))]
+    other = usual[(which * len(usual)).long()]
     masked = hidden & ((turn < 0.8) | how.always)
     random = hidden & (turn >= 0.9) & (not how.always)
     seen = torch.where(masked, torch.full_like(ids, how.mask_id), torch.where(random, other, ids))

@@ -35,19 +35,34 @@ def _draw(scores: Tensor, generator: torch.Generator) -> Tensor:
     return drawn.masked_fill(~possible, NONE)
 
 
+def draw_negatives(similarity: Tensor, barred: Tensor, chance: Tensor) -> Tensor:
+    """int64 [P]: a column for each row of `similarity` [P, N] (logits), the more alike the likelier, none of `barred`.
+
+    As `matching_negatives` draws, but of all workers' pairs. `chance`: float64 [P], even in [0, 1), decides: the same
+    numbers draw the same columns, whichever worker holds a row. NONE where all columns are barred.
+    """
+    masked = similarity.detach().double().masked_fill(barred, float("-inf"))
+    possible = masked.isfinite().any(1)
+    weights = torch.where(possible[:, None], masked, torch.zeros_like(masked)).softmax(1)
+    reached = weights.cumsum(1)
+    drawn = (reached > (chance.to(reached.device) * reached[:, -1])[:, None]).int().argmax(1)
+    return drawn.masked_fill(~possible, NONE)
+
+
 def matching_pairs(
-    words: Packed, video: Packed, videos_of_texts: Tensor, texts_of_videos: Tensor
+    words: Packed, video: Packed, videos_of_texts: Tensor, texts_of_videos: Tensor, own: Tensor | None = None
 ) -> tuple[Packed, Packed, Tensor]:
     """Words and video tokens of all pairs to be judged, and their labels int64 [up to 3 P].
 
     First the P pairs that belong together, then text i with video `videos_of_texts[i]`, then video i with text
-    `texts_of_videos[i]`; pairs without a negative are left out.
+    `texts_of_videos[i]`; pairs without a negative are left out. With `own`, int64 [P], texts and videos are those of
+    all workers and the P pairs are these of them.
     """
-    pairs = torch.arange(len(words))
+    own = torch.arange(len(words)) if own is None else own.cpu()
     videos_of_texts, texts_of_videos = videos_of_texts.cpu(), texts_of_videos.cpu()
-    texts = torch.cat([pairs, pairs[videos_of_texts != NONE], texts_of_videos[texts_of_videos != NONE]])
-    videos = torch.cat([pairs, videos_of_texts[videos_of_texts != NONE], pairs[texts_of_videos != NONE]])
-    labels = (torch.arange(len(texts)) < len(pairs)).long()
+    texts = torch.cat([own, own[videos_of_texts != NONE], texts_of_videos[texts_of_videos != NONE]])
+    videos = torch.cat([own, videos_of_texts[videos_of_texts != NONE], own[texts_of_videos != NONE]])
+    labels = (torch.arange(len(texts)) < len(own)).long()
     return words.take(texts), video.take(videos), labels.to(words.rows.device)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RECIPES = {
     "videoclip": "videoclip.recipes.videoclip",
     "margin": "videoclip.recipes.margin",
+    "fusion": "videoclip.recipes.fusion",
     "frozen-in-time": "videoclip.recipes.frozen_in_time",
     "alpro": "videoclip.recipes.alpro",
     "prompting": "videoclip.recipes.prompting",

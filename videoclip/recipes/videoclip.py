@@ -63,7 +63,7 @@ class Recipe(VideoCLIP):
         }
 
 
-def _configuration(
+def configuration(
     options: Options, manifest: Manifest, tokenizer: WordTokenizer, text_encoder: FrozenTextEncoder | None
 ) -> VideoCLIPConfig:
     """The model's configuration; what the options leave open follows from the shards and the tokenizer."""
@@ -94,6 +94,6 @@ def _configuration(
 def build(options: Options, manifest: Manifest, tokenizer: WordTokenizer, recipe: type[Recipe] = Recipe) -> Recipe:
     """A new model for shards of `manifest`'s encoder and texts cut by `tokenizer`."""
     text_encoder = FrozenTextEncoder(options.text_encoder) if options.text_encoder else None
-    model = recipe(_configuration(options, manifest, tokenizer, text_encoder))
+    model = recipe(configuration(options, manifest, tokenizer, text_encoder))
     model.frozen.tokenizer, model.frozen.text_encoder = tokenizer, text_encoder
     return model
