@@ -35,7 +35,7 @@ def main(folder: Path, query: str, epochs: int = 3) -> tuple[str, int]:
     while state.epoch < epochs:
         embeddings = embed_videos(model, sampler, rows, seed=0, epoch=state.epoch)
         batches = make_clustering(embeddings, BatchOptions(videos_per_batch=16), state.epoch, rows).batches
-        drawn = EpochBatches(sampler, spread_batches(batches, workers=1), seed=0, epoch=state.epoch)
+        drawn = EpochBatches(sampler, spread_batches(batches), seed=0, epoch=state.epoch)
         for step, figures in train_epoch(model, optimizer, drawn, state, epochs * len(batches), schedule):
             print(f"step {step}: loss {figures['loss']:.2f}, accuracy {figures['accuracy']:.2f}")
     text = embed_texts(model.eval(), [query])[0]

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipelines.stopping import EXIT_CODE, Stopped
 from videoclip.errors import InputError
 
 # verb -> module:function. The function's first parameter is the dataclass of its options, whose docstring is the help.
@@ -43,6 +44,7 @@ VERBS: dict[str, str] = {
     "evaluate mteb": "evaluate_mteb:evaluate_mteb",
     "compare": "compare:compare",
     "report": "report:report",
+    "status": "status:status",
     "convert mmpt": "convert:convert_mmpt",
     "convert features": "convert:convert_features",
     "convert shards": "convert:convert_shards",
@@ -50,7 +52,7 @@ VERBS: dict[str, str] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, 2 after one line about bad input, or 130 after Ctrl-C."""
+    """Run one verb. Returns the exit code: 0, 2 after one line about bad input, 130 after Ctrl-C, 75 after SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -67,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(verb, rest)
     except InputError as error:
         return _fail(str(error))
+    except Stopped as stopped:
+        print(f"videoclip: {stopped}; the same command goes on from here", file=sys.stderr)
+        return EXIT_CODE
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130

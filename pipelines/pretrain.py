@@ -1,26 +1,29 @@
 """Stage two: contrastive pretraining on shards by Ray Train, on one worker or on many.
 
 Every epoch the workers embed all training videos, the first of them clusters the embeddings into batches of similar
-videos, and all train on those batches with negatives from every worker. An epoch ends with a checkpoint; a run that
-was killed, or a worker that died, goes on from the last one and sees the same batches and clips that it would have.
+videos, and all train on those batches with negatives from every worker. An epoch ends with a checkpoint, and within one
+there is another every few minutes; a run that was killed, or a worker that died, goes on from the last one and sees the
+same batches and clips that it would have. What a step is follows from the options, never from the number of workers.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import ray
 
 from pipelines.pretrain_batches import BatchPlan
-from pipelines.pretrain_worker import TrainingPlan, train_worker
+from pipelines.pretrain_worker import Precision, TrainingPlan, train_worker
 from pipelines.ray_session import ray_session
 from pipelines.ray_training import Workers, train_on_workers
 from pipelines.runs import as_json, refuse_other_run, start_run, with_absolute_paths, writes_output
+from pipelines.stopping import Stop, stopping
 from pipelines.training_progress import TrainingProgress
 from videoclip.data.clips import ClipConfig
 from videoclip.data.howto100m import read_topics
@@ -51,7 +54,16 @@ WHERE_IT_RUNS = {
     "replacement_seconds",
     "verify",
     "topics",
+    "workers",
+    "pairs_at_once",
+    "compile",
+    "log_every",
+    "checkpoint_minutes",
+    "checkpoints_kept",
 }
+
+
+COUNTS = ("epochs", "workers", "batches_per_step", "log_every", "checkpoints_kept", "clips_for_similarity")
 
 
 @dataclass(frozen=True)
@@ -93,8 +105,21 @@ class PretrainConfig:
     clips: ClipConfig = field(default_factory=ClipConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     seed: int = 0
+    batches_per_step: int = 1
+    """Batches that meet in one step and are each other's negatives: what a step is, whoever computes it."""
     workers: int = 1
-    """Training processes; negatives come from all of them. On GPUs, one each."""
+    """Training processes, which share every step among them; a run may go on with another number. On GPUs, one each."""
+    pairs_at_once: int = 0
+    """Most pairs that a worker embeds at a time, to save memory; negatives still come from the whole step. 0: all."""
+    precision: Precision = "auto"
+    """Of matrix products: bfloat16 (weights stay float32), float32, or auto: bfloat16 on GPUs that have it."""
+    compile: bool = False
+    """Compile the blocks of the transformer with torch.compile; takes a minute first, and a C++ compiler."""
+    log_every: int = 1
+    """Steps between two rows of metrics.jsonl. On GPUs 10 or more: each row waits for the GPU."""
+    checkpoint_minutes: float = 15
+    """Minutes between two checkpoints within an epoch; every epoch ends with one too. 0: only these."""
+    checkpoints_kept: int = 2
     threads: int = 0
     """Threads of each worker; 0 shares the machine's CPUs out."""
     gpu: bool | None = None
@@ -143,9 +168,10 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         print(f"{config.output / 'model'} is finished; nothing to do")
         return _result(config.output)
     start_run(config.output, "pretrain", config, identity)
-    _prepare_tokenizer(config, shards)
-    with ray_session(config.address):
-        _fit(config, identity, len(shards))
+    with stopping(config.output) as stop:
+        _prepare_tokenizer(config, shards)
+        with ray_session(config.address):
+            _fit(config, identity, len(shards), stop)
     figures = read_json(max((config.output / "batches").glob("clustering-*.json")))
     print(f"last batches: {describe_in_words(figures)}")
     print(f"model in {config.output / 'model'}, metrics in {config.output / 'metrics.jsonl'}")
@@ -174,10 +200,15 @@ def _with_limits(config: PretrainConfig) -> PretrainConfig:
 
 def _check_options(config: PretrainConfig) -> None:
     check_options(config.videos_per_batch, config.batches, config.clusters_per_batch)
-    if min(config.epochs, config.workers, config.clips_for_similarity) < 1:
-        raise InputError("--epochs, --workers and --clips-for-similarity must be at least 1")
+    for name in COUNTS:
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
     if config.similarity not in ("model", "tokens"):
         load_model_and_shards(Path(config.similarity), config.shards)  # a teacher of these tokens, or else an error
+    if config.pairs_at_once < 0 or not 0 <= config.checkpoint_minutes < math.inf:
+        raise InputError("--pairs-at-once and --checkpoint-minutes cannot be negative")
+    if config.precision not in get_args(Precision):
+        raise InputError(f"--precision must be one of {', '.join(get_args(Precision))}, not {config.precision!r}")
     if config.max_failures < 0 or config.replacement_seconds < 1:
         raise InputError("--max-failures cannot be negative, and --replacement-seconds must be at least 1")
     for name in ("max_seconds", "max_words"):
@@ -228,7 +259,7 @@ def _captions(shards: Shards) -> Iterator[str]:
         yield from part.caption_text.take(np.arange(0, len(part.caption_text), step)).to_pylist()
 
 
-def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:
+def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int, stop: Stop) -> None:
     gpu = bool(ray.cluster_resources().get("GPU")) if config.gpu is None else config.gpu
     batches = BatchPlan(
         BatchOptions(
@@ -259,8 +290,15 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int) -> None:
         seed=config.seed,
         threads=config.threads or max(1, (os.cpu_count() or 1) // config.workers),
         identity=identity,
+        batches_per_step=config.batches_per_step,
+        pairs_at_once=config.pairs_at_once,
+        precision=config.precision,
+        compile=config.compile,
+        log_every=config.log_every,
+        checkpoint_minutes=config.checkpoint_minutes,
+        checkpoints_kept=config.checkpoints_kept,
     )
     workers = Workers(config.workers, gpu, config.max_failures, config.replacement_seconds)
-    steps = -(-videos // (config.videos_per_batch * config.workers)) * config.epochs
-    with TrainingProgress(config.output / "metrics.jsonl", steps):
-        train_on_workers(train_worker, {"plan": plan}, workers, config.output)
+    steps = -(-videos // (config.videos_per_batch * config.batches_per_step)) * config.epochs
+    with stop.by_checkpoint(), TrainingProgress(config.output, steps):
+        train_on_workers(train_worker, {"plan": plan}, workers, config.output, stop.watch)

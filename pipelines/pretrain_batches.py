@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import torch.distributed as dist
 
+from pipelines.checkpointing import agreed, barrier
 from pipelines.runs import Quarantine
 from videoclip.data.clips import ClipSampler
 from videoclip.data.howto100m import read_topics
@@ -23,8 +22,6 @@ from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.files import write_array
 from videoclip.retrieval.epochs import BatchOptions, Clustering, make_clustering
 from videoclip.retrieval.similarity import mean_tokens
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,16 +70,16 @@ class Clusterings:
             if self.rank == 0:
                 arguments = self.rows, self._shares(epoch), path, self.plan.options, self.plan.seed_of(epoch)
                 cluster_to_file(self.sampler.shards.folder, self.output, *arguments, self.topics)
-            _barrier()
+            barrier()
         clustering = Clustering.load(path)
-        _barrier()  # nobody may clear away what another still reads
+        barrier()  # nobody may clear away what another still reads
         return clustering
 
     def _embed(self, model: TwoTowers, epoch: int) -> None:
         """Leave this worker's share of the embeddings on disk, where the clustering finds it."""
         share = shares_of_blocks(self.rows, self.workers)[self.rank]
         write_array(self._shares(epoch)[self.rank], self._embedded(model, share, epoch).astype(np.float16))
-        _barrier()
+        barrier()
 
     def _embedded(self, model: TwoTowers, share: np.ndarray, epoch: int) -> np.ndarray:
         """What the videos of a share are compared by: float32 [V, H]."""
@@ -138,16 +135,3 @@ def topics_of(path: Path | None, shards: Shards, rows: np.ndarray) -> list[str |
         return None
     topics, video_ids = read_topics(path), shards.video_ids()
     return [topics.get(video_ids[row]) for row in rows]
-
-
-def agreed(value: T) -> T:
-    """What the first worker has: all must agree on what to do next, and file systems may show them different things."""
-    answer = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(answer)
-    return answer[0]
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

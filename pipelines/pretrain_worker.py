@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray.train
 import torch
-import torch.distributed as dist
-from ray.train.torch import prepare_model
-from torch import nn
+from ray.train.torch import get_device, prepare_model
 
-from pipelines.pretrain_batches import BatchPlan, Clusterings, agreed
+from pipelines.checkpointing import Checkpoints, Orders, barrier, newest_checkpoint
+from pipelines.heartbeat import Heartbeat
+from pipelines.pretrain_batches import BatchPlan, Clusterings
 from pipelines.runs import Metrics
-from videoclip.checkpoints import TrainingState, load_checkpoint, save_checkpoint
+from videoclip.checkpoints import TrainingState, load_checkpoint, restore_random_state
 from videoclip.convert.initialise import initialise
 from videoclip.data.clips import ClipConfig, ClipSampler
 from videoclip.data.shards import Shards
@@ -29,9 +29,17 @@ from videoclip.errors import InputError
 from videoclip.pretrained import ModelCard
 from videoclip.recipes import recipe_named
 from videoclip.retrieval.false_negatives import FalseNegativeConfig
-from videoclip.training import EpochBatches, OptimizerConfig, make_optimizer, spread_batches, train_epoch
+from videoclip.training import (
+    Computation,
+    EpochBatches,
+    OptimizerConfig,
+    make_optimizer,
+    spread_batches,
+    train_epoch,
+)
+from videoclip.transformer import compile_blocks
 
-CHECKPOINTS_KEPT = 2
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,13 @@ class TrainingPlan:
     seed: int
     threads: int
     identity: Mapping[str, Any]
+    batches_per_step: int = 1
+    pairs_at_once: int = 0
+    precision: Precision = "auto"
+    compile: bool = False
+    log_every: int = 1
+    checkpoint_minutes: float = 0
+    checkpoints_kept: int = 2
 
 
 def train_worker(arguments: Mapping[str, Any]) -> None:
@@ -60,88 +75,127 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     torch.set_num_threads(plan.threads)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    sampler, tokenizer = _open_sampler(plan.shards, plan.output, plan.clips, rank)
-    clusterings = Clusterings(plan.batches, plan.output, sampler, rank, workers)
-    if not len(clusterings.rows):
-        raise InputError(f"{plan.shards}: no video has captions; run `videoclip extract` with --captions")
-    recipe, optimizer, state = _start_or_continue(plan, sampler.shards, tokenizer, rank)
-    trained = prepare_model(recipe)
-    _move_optimizer(optimizer, recipe)
-    total_steps = plan.epochs * -(-len(clusterings.rows) // (plan.batches.options.videos_per_batch * workers))
-    metrics = Metrics(plan.output, state.step) if rank == 0 else None
-    while state.epoch < plan.epochs:
-        # Dropout is the only draw that is not named by its place in the run.
-        torch.manual_seed(int(np.random.default_rng([plan.seed, state.epoch, rank]).integers(2**62)))
+    with Heartbeat(plan.output, rank, workers) as heartbeat:
+        Training(plan, rank, workers, heartbeat).run()
+
+
+class Training:
+    """One worker's part of a run."""
+
+    def __init__(self, plan: TrainingPlan, rank: int, workers: int, heartbeat: Heartbeat) -> None:
+        self.plan, self.rank, self.workers, self.heartbeat = plan, rank, workers, heartbeat
+        self.device = get_device()
+        self.sampler, tokenizer = _open_sampler(plan.shards, plan.output, plan.clips, rank)
+        self.clusterings = Clusterings(plan.batches, plan.output, self.sampler, rank, workers)
+        if not len(self.clusterings.rows):
+            raise InputError(f"{plan.shards}: no video has captions; run `videoclip extract` with --captions")
+        self.computation = _computation(plan, self.device)
+        self.recipe, self.optimizer, self.state = self._start_or_continue(tokenizer)
+        self.trained = prepare_model(self.recipe)
+        self.orders = Orders(plan.output, rank, workers, plan.checkpoint_minutes)
+        self.checkpoints = Checkpoints(plan.output, rank, workers, plan.checkpoints_kept, plan.identity)
+        batches = -(-len(self.clusterings.rows) // plan.batches.options.videos_per_batch)
+        self.total_steps = plan.epochs * -(-batches // plan.batches_per_step)
+        self.metrics = Metrics(plan.output, self.state.step) if rank == 0 else None
+
+    def run(self) -> None:
+        """Train to the end, or until told to stop; either way what was reached is in a checkpoint."""
+        plan = self.plan
+        while self.state.epoch < plan.epochs:
+            if self._epoch():
+                self.checkpoints.wait()
+                return
+            ray.train.report({"epoch": self.state.epoch})
+        self.heartbeat.doing = "writing the last checkpoint"
+        self.checkpoints.wait()
+        if self.metrics:
+            self.metrics.close()
+            _save_model(self.recipe, self.sampler.shards, plan.output)
+
+    def _start_or_continue(self, tokenizer: WordTokenizer) -> tuple[Any, torch.optim.Optimizer, TrainingState]:
+        """Module, optimiser and state: new ones, or those of the latest checkpoint that is whole."""
+        plan = self.plan
+        torch.manual_seed(plan.seed)  # the same initial weights everywhere
+        recipe = recipe_named(plan.recipe).build(plan.options, self.sampler.shards.manifest, tokenizer)
+        if plan.init:
+            initialise(recipe, plan.init)
+        recipe.to(self.device)
+        if plan.compile:
+            compile_blocks(recipe)
+        optimizer = make_optimizer(recipe, plan.optimizer)
+        checkpoint = newest_checkpoint(plan.output, self.rank)
+        if checkpoint is None:
+            return recipe, optimizer, TrainingState()
+        return recipe, optimizer, load_checkpoint(checkpoint, recipe, optimizer, plan.identity, self.rank)
+
+    def _epoch(self) -> bool:
+        """Train to the end of the present epoch and leave a checkpoint; whether the run was told to stop."""
+        plan, state = self.plan, self.state
         epoch, start = state.epoch, time.perf_counter()
-        clustering = clusterings.start_epoch(epoch, recipe)
+        # Dropout is the only draw that is not named by its place in the run.
+        seeds = [plan.seed, epoch, self.rank, *([state.place] if state.place else [])]
+        torch.manual_seed(int(np.random.default_rng(seeds).integers(2**62)))
+        self.heartbeat.doing = "embedding and clustering the videos"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.computation.bfloat16):
+            clustering = self.clusterings.start_epoch(epoch, self.recipe)
+        if state.place and state.random:
+            restore_random_state(state.random)
         of_clustering = {"batch_seconds": time.perf_counter() - start}
-        of_clustering |= {f"batches/{name}": value for name, value in clustering.figures.items()}
-        steps = spread_batches(clustering.batches, workers)
-        batches = EpochBatches(sampler, steps, plan.seed, epoch, rank, plan.false_negatives, clustering.duplicates)
-        for step, figures in train_epoch(trained, optimizer, batches, state, total_steps, plan.optimizer):
-            if metrics:  # what the batches are like stands with the first step that uses them
-                metrics.add(step, {**figures, "epoch": epoch, **of_clustering})
-            of_clustering = {}
-        if rank == 0:
-            folder = plan.output / "checkpoints" / f"epoch-{state.epoch:04d}"
-            save_checkpoint(folder, recipe, optimizer, state, plan.identity)
-            _drop_old_checkpoints(plan.output)
-        ray.train.report({"epoch": state.epoch})
-    if metrics:
-        metrics.close()
-        _save_model(recipe, sampler.shards, plan.output)
+        if not state.place:
+            of_clustering |= {f"batches/{name}": value for name, value in clustering.figures.items()}
+        steps = spread_batches(clustering.batches, plan.batches_per_step)
+        batches = EpochBatches(
+            self.sampler,
+            steps,
+            plan.seed,
+            epoch,
+            self.rank,
+            plan.false_negatives,
+            clustering.duplicates,
+            self.workers,
+            first=state.place,
+            device=self.device,
+        )
+        drawn = self.heartbeat.watched(batches)
+        trained = train_epoch(
+            self.trained, self.optimizer, drawn, state, self.total_steps, plan.optimizer, self.computation
+        )
+        for step, figures in trained:
+            self.heartbeat.did_step(step + 1, self.total_steps, state.epoch, plan.epochs, figures)
+            if figures and self.metrics:  # what the batches are like stands with the first step that uses them
+                self.metrics.add(step, {**figures, "epoch": epoch, **of_clustering})
+                of_clustering = {}
+            checkpoint, stop = self.orders.after_step()
+            if checkpoint:
+                self._save()
+            if stop:
+                self.orders.finish()
+                return True
+        self.orders.finish()
+        self._save()
+        return False
+
+    def _save(self) -> None:
+        self.heartbeat.doing = "copying the state for a checkpoint"
+        self.checkpoints.save(self.recipe, self.optimizer, self.state)
+
+
+def _computation(plan: TrainingPlan, device: torch.device) -> Computation:
+    """How steps are computed on this device."""
+    half = plan.precision == "bfloat16"
+    if plan.precision == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return Computation(plan.pairs_at_once, half, plan.log_every)
 
 
 def _open_sampler(folder: Path, output: Path, clips: ClipConfig, rank: int) -> tuple[ClipSampler, WordTokenizer]:
     """The clip sampler over the shards, and the run's tokenizer."""
     shards = Shards(folder)
     tokenizer = WordTokenizer.load(output / "text")
-    # The first worker leaves the captions' word ids on disk; the others then find them.
-    _rank_zero_first(rank, lambda: ClipSampler(shards, tokenizer, clips, output))
+    if rank == 0:  # leaves the captions' word ids on disk, where the others then find them
+        ClipSampler(shards, tokenizer, clips, output)
+    barrier()
     return ClipSampler(shards, tokenizer, clips, output), tokenizer
-
-
-def _rank_zero_first(rank: int, action: Callable[[], object]) -> None:
-    """Let the first worker do something that leaves files behind before the others look for them."""
-    if rank == 0:
-        action()
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _start_or_continue(
-    plan: TrainingPlan, shards: Shards, tokenizer: WordTokenizer, rank: int
-) -> tuple[Any, torch.optim.Optimizer, TrainingState]:
-    """Module, optimiser and state: new ones, or those of the latest checkpoint."""
-    torch.manual_seed(plan.seed)  # the same initial weights everywhere
-    recipe = recipe_named(plan.recipe).build(plan.options, shards.manifest, tokenizer)
-    if plan.init:
-        initialise(recipe, plan.init)
-    optimizer = make_optimizer(recipe, plan.optimizer)
-    # On a network file system the workers may see different checkpoints; the first decides for all.
-    checkpoint = agreed(_latest_checkpoint(plan.output) if rank == 0 else None)
-    state = load_checkpoint(checkpoint, recipe, optimizer, plan.identity) if checkpoint else TrainingState()
-    return recipe, optimizer, state
-
-
-def _move_optimizer(optimizer: torch.optim.Optimizer, recipe: nn.Module) -> None:
-    """Bring restored moments to the device that the module has been moved to."""
-    device = next(recipe.parameters()).device
-    for values in optimizer.state.values():
-        for name, value in values.items():
-            if name != "step" and isinstance(value, torch.Tensor):
-                values[name] = value.to(device)
-
-
-def _latest_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    finished = sorted(path.parent for path in (output / "checkpoints").glob("epoch-*/state.json"))
-    return finished[-1] if finished else None
-
-
-def _drop_old_checkpoints(output: Path) -> None:
-    for path in sorted((output / "checkpoints").glob("epoch-*"))[:-CHECKPOINTS_KEPT]:
-        shutil.rmtree(path)
 
 
 def _save_model(recipe: Any, shards: Shards, output: Path) -> None:

@@ -36,9 +36,15 @@ class Workers:
 
 
 def train_on_workers(
-    function: Callable[[dict[str, Any]], None], arguments: dict[str, Any], workers: Workers, output: Path
+    function: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    workers: Workers,
+    output: Path,
+    watch: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `function(arguments)` on every worker to its end; dead workers are replaced.
+
+    `watch` is called every few seconds; what it raises ends the run and is raised.
 
     Raises InputError if the session has too few resources, at the start or for `replacement_seconds` later on, and
     for what is final in a worker.
@@ -67,7 +73,7 @@ def train_on_workers(
         ),
     )
     try:
-        run_interruptibly(trainer.fit, _Watch(workers))
+        run_interruptibly(trainer.fit, _Watch(workers, watch))
     except Exception as error:
         raise _readable(error) from error
 
@@ -75,11 +81,12 @@ def train_on_workers(
 class _Watch:
     """Called every few seconds: gives up when the workers have had too few resources for too long."""
 
-    def __init__(self, workers: Workers) -> None:
-        self.workers = workers
+    def __init__(self, workers: Workers, watch: Callable[[], None]) -> None:
+        self.workers, self.watch = workers, watch
         self.short_since = math.inf
 
     def __call__(self) -> None:
+        self.watch()
         missing = self.workers.missing()
         if not missing:
             self.short_since = math.inf

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from videoclip.errors import InputError
 from videoclip.packed import Packed
+from videoclip.transformer import SelfAttention, TransformerShape, attention_of_all_lengths
 
 TWO = Packed(torch.tensor([1, 2, 3, 4, 5]), torch.tensor([2, 3]))
 lengths = st.lists(st.integers(1, 6), min_size=1, max_size=7)
@@ -79,3 +80,12 @@ def test_keeping_all_or_taking_all_changes_nothing(sizes: list[int], random: obj
     everything = packed.keep(torch.ones(sum(sizes), dtype=torch.bool))
     assert torch.equal(everything.rows, packed.rows) and torch.equal(everything.positions, packed.positions)
     assert torch.equal(Packed.of(packed.split()).rows, packed.rows)
+
+
+def test_attention_of_all_lengths_at_once_is_attention_run_by_run() -> None:
+    """What a GPU computes in one kernel; here by PyTorch's plain path for jagged tensors."""
+    torch.manual_seed(0)
+    attention = SelfAttention(TransformerShape(32, 4, 64, 1, 0.0))
+    x = Packed(torch.randn(17, 32), torch.tensor([3, 3, 5, 6]))
+    rows = (layer(x.rows).unflatten(1, (4, -1)) for layer in (attention.query, attention.key, attention.value))
+    torch.testing.assert_close(attention_of_all_lengths(*rows, x).flatten(1), attention(x), atol=1e-6, rtol=1e-5)

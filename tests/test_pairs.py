@@ -20,17 +20,18 @@ def batch_of(videos: list[int]) -> ClipBatch:
 def test_figures_of_a_workers_pairs_by_hand() -> None:
     video = torch.eye(4)[2:]  # this worker's pairs are the last two of four
     all_text = torch.tensor([[0, 0, 0.5, 0], [0, 0, 2, 1], [0, 0, 1, 0], [0, 0, 0, 0.5]])
-    others = torch.tensor([[True, True, False, False], [True, True, False, False]])
-    excluded = torch.tensor([[False, False, False, True], [False, False, False, False]])
-    figures = Pairs(video, all_text[2:], torch.eye(4), all_text, 2, excluded, others).figures()
+    # Video, near-duplicates, text: the own clips are of one video, and say the same.
+    labels = torch.tensor([[5, 5, 1], [6, 6, 2], [9, 9, 3], [9, 9, 3]])
+    figures = Pairs(video, all_text[2:], torch.eye(4), all_text, 2, labels[2:], labels).figures()
     # Clip 2 scores 0.5, 2, [1], 0: one of two others is as near as its own. Clip 3 scores 0, 1, 0, [0.5]: likewise.
     assert figures["accuracy"] == 0 and figures["hard_negatives"] == pytest.approx(1 / 2)
-    assert figures["excluded"] == pytest.approx(1 / 8)
-    own = Pairs(video, video, torch.eye(4), torch.eye(4), 2, excluded, others).figures()
+    assert figures["excluded"] == pytest.approx(2 / 8)
+    own = Pairs(video, video, torch.eye(4), torch.eye(4), 2, labels[2:], labels).figures()
     assert own["accuracy"] == 1 and own["hard_negatives"] == 0
-    tied = Pairs(video, video, torch.eye(4), torch.ones(4, 4), 2, excluded, others).figures()
+    tied = Pairs(video, video, torch.eye(4), torch.ones(4, 4), 2, labels[2:], labels).figures()
     assert tied["hard_negatives"] == 1, "as near as its own is hard"
-    nobody = Pairs(video, video, torch.eye(4), torch.eye(4), 2, excluded, torch.zeros_like(others)).figures()
+    alone = labels[3:].expand(4, 3)
+    nobody = Pairs(video, video, torch.eye(4), torch.eye(4), 2, alone[2:], alone).figures()
     assert nobody["hard_negatives"] == 0
 
 

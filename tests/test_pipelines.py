@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipelines.evaluate_retrieval import RetrievalConfig, evaluate_retrieval
 from pipelines.pretrain import PretrainConfig, _with_limits, pretrain
 from pipelines.pretrain_batches import BatchPlan, cluster_to_file
 from pipelines.report import ReportConfig, report
-from videoclip.data.clips import ClipBatch, ClipSampler
+from videoclip.data.clips import ClipSampler
 from videoclip.data.shards import Shards
 from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
@@ -150,8 +149,8 @@ def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_cl
         cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy"], tmp_path / "none.npz", options, 0)
 
 
-def by_one_process(config: PretrainConfig, workers: int) -> list[dict[str, float]]:
-    """The figures of a run's steps, computed again by one process that holds the pairs of all workers."""
+def by_one_process(config: PretrainConfig) -> list[dict[str, float]]:
+    """The figures of a run's steps, computed again by one process alone."""
     config = _with_limits(config)
     shards, tokenizer = Shards(config.shards), WordTokenizer.load(config.output / "text")
     sampler = ClipSampler(shards, tokenizer, config.clips, config.output)
@@ -160,19 +159,12 @@ def by_one_process(config: PretrainConfig, workers: int) -> list[dict[str, float
     optimizer, taken = make_optimizer(model, config.optimizer), []
     for epoch in range(config.epochs):
         clustering = Clustering.load(config.output / "batches" / f"clustering-{epoch:04d}.npz")
-        steps = spread_batches(clustering.batches, workers)
+        steps = spread_batches(clustering.batches, config.batches_per_step)
         of_epoch = EpochBatches(sampler, steps, config.seed, epoch, 0, config.false_negatives, clustering.duplicates)
-        for place in range(len(steps)):
-            shares = [replace(of_epoch, rank=rank).draw(place) for rank in range(workers)]
-            tokens, words = ([part for s in shares for part in packed(s).split()] for packed in (TOKENS, WORDS))
-            labels, video = torch.cat([s.labels for s in shares]), torch.cat([s.video for s in shares])
-            batch = ClipBatch(Packed.of(tokens), Packed.of(words), video, labels, (len(video),))
+        for batch in of_epoch:
             rate = learning_rate_at(len(taken), config.epochs * len(steps), config.optimizer)
             taken.append(step(model, optimizer, batch, rate, config.optimizer.clip_norm))
     return taken
-
-
-TOKENS, WORDS = attrgetter("video_tokens"), attrgetter("word_ids")
 
 
 def test_two_workers_train_together_on_all_videos_as_one_would(
@@ -184,17 +176,18 @@ def test_two_workers_train_together_on_all_videos_as_one_would(
         Path(os.path.relpath(tokens)),
         Path("run"),
         workers=2,
+        batches_per_step=2,
         epochs=2,
         model=Options(width=32, layers=1, heads=2, dropout=0.0),
         false_negatives=FalseNegativeConfig(same_text=False, duplicate_similarity=0.05),
     )
     pretrain(config)
     rows = read_json_lines(config.output / "metrics.jsonl")
-    assert len(rows) == 2 * 2, "nine videos are three batches, two steps of two workers"
+    assert len(rows) == 2 * 2, "nine videos are three batches, two steps of at most two"
     clustered = np.load(config.output / "batches" / "clustering-0001.npz")["rows"]
     assert sorted(clustered.tolist()) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert any(row["excluded"] > 0 for row in rows), "some are near-duplicates at so low a bar"
-    for row, alone in zip(rows, by_one_process(config, workers=2)):
+    for row, alone in zip(rows, by_one_process(config)):
         assert {name: row[name] for name in alone} == pytest.approx(alone, rel=2e-3, abs=1e-4)
 
 

@@ -135,10 +135,11 @@ def tell_newest_checkpoint(arguments: dict[str, Any]) -> None:
     """Each worker looks into a folder of its own, as on a file system that shows them different states."""
     import ray.train
 
-    from pipelines.pretrain_worker import _latest_checkpoint
+    from pipelines.checkpointing import newest_checkpoint
 
-    folder = Path(arguments["folder"]) / f"rank-{ray.train.get_context().get_world_rank()}"
-    (folder / "newest").write_text(str(_latest_checkpoint(folder)))
+    rank = ray.train.get_context().get_world_rank()
+    folder = Path(arguments["folder"]) / f"rank-{rank}"
+    (folder / "newest").write_text(str(newest_checkpoint(folder, rank)))
 
 
 def test_all_workers_continue_from_the_checkpoint_that_the_first_one_sees(ray: None, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_all_workers_continue_from_the_checkpoint_that_the_first_one_sees(ray: N
         for epoch in range(1, epochs + 1):
             path = tmp_path / f"rank-{rank}" / "checkpoints" / f"epoch-{epoch:04d}" / "state.json"
             path.parent.mkdir(parents=True)
-            path.touch()
+            path.write_text('{"files": {}}')
     train_on_workers(tell_newest_checkpoint, {"folder": str(tmp_path)}, Workers(2, False, 0, 60), tmp_path / "run")
     newest = [(tmp_path / f"rank-{rank}" / "newest").read_text() for rank in (0, 1)]
     assert newest == [str(tmp_path / f"rank-{rank}" / "checkpoints" / "epoch-0002") for rank in (0, 1)]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from videoclip.packed import Packed
 
+SCATTERING = ("nccl", "gloo")  # backends that sum and scatter at once; with others whole gradients are summed
+
 
 def world_size() -> int:
     """Number of workers that train together; 1 without a process group."""
@@ -95,11 +97,15 @@ def shared_generator(device: torch.device) -> torch.Generator:
 
 
 def _all_gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    if len(set(counts)) == 1:  # straight to its place: the rows of all workers are held once, not twice
+        gathered = rows.new_empty(sum(counts), *rows.shape[1:])
+        dist.all_gather(list(gathered.split(list(counts))), rows.contiguous())
+        return gathered
     padded = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives want equal shapes
     padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(gathered, padded)
-    return torch.cat([part[:count] for part, count in zip(gathered, counts)])
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
 
 class _Counts(Protocol):
@@ -107,7 +113,7 @@ class _Counts(Protocol):
 
 
 class _Gather(torch.autograd.Function):
-    """all_gather forward, sum of all workers' gradients backward (all_reduce: gloo has no reduce_scatter)."""
+    """all_gather forward; backward every worker gets the sum of all gradients of its own rows."""
 
     @staticmethod
     def forward(context: _Counts, rows: Tensor, counts: list[int]) -> Tensor:
@@ -116,6 +122,11 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: _Counts, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient.split(context.counts)[rank()], None
+        parts = gradient.contiguous().split(context.counts)
+        if dist.get_backend() in SCATTERING:
+            own = torch.empty_like(parts[rank()])
+            dist.reduce_scatter(own, list(parts))
+            return own, None
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.split(context.counts)[rank()], None

@@ -26,8 +26,9 @@ def contrastive_loss(
     """
     all_video, all_text = gathered or (video, text)
     target = torch.arange(rank_offset, rank_offset + len(video), device=video.device)
-    video_to_text = (video @ all_text.T / temperature).float()
-    text_to_video = (text @ all_video.T / temperature).float()
+    with torch.autocast(video.device.type, enabled=False):  # half precision is too coarse for cosines
+        video_to_text = (video @ all_text.T / temperature).float()
+        text_to_video = (text @ all_video.T / temperature).float()
     if excluded is not None:
         video_to_text = video_to_text.masked_fill(excluded, float("-inf"))
         text_to_video = text_to_video.masked_fill(excluded, float("-inf"))

@@ -81,9 +81,19 @@ class Packed:
         values, counts = torch.unique_consecutive(self.lengths, return_counts=True)
         return list(zip(counts.tolist(), values.tolist()))
 
+    def bounds(self, device: torch.device) -> tuple[Tensor, int]:
+        """Where sequences begin and end, int32 [B + 1] on `device`, and the longest's length; 0 of no sequence."""
+        known: dict[torch.device, Tensor] = self.__dict__.setdefault("_bounds", {})
+        if device not in known:
+            known[device] = to_device(torch.nn.functional.pad(torch.cumsum(self.lengths, 0), (1, 0)).int(), device)
+        return known[device], int(self.lengths.max()) if len(self) else 0
+
     def with_rows(self, rows: Tensor) -> Packed:
         """The same sequences with other contents [N, …], such as a layer's outputs."""
-        return Packed(rows, self.lengths, self.places)
+        other = Packed(rows, self.lengths, self.places)
+        for name in _OF_LENGTHS & self.__dict__.keys():  # what follows from the lengths need not be found again
+            other.__dict__[name] = self.__dict__[name]
+        return other
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Packed:
         """The same with its rows on another device, or of another type. Lengths stay on the CPU."""
@@ -101,12 +111,21 @@ class Packed:
         pieces = self.rows.split([count * length for count, length in self.runs])
         return [piece.unflatten(0, run) for piece, run in zip(pieces, self.runs)]
 
+    def parts(self, size: int) -> list[Packed]:
+        """The same sequences, in order, at most `size` in each part; views of the rows."""
+        parts, row = [], 0
+        for lengths in self.lengths.split(size):
+            rows = slice(row, row + int(lengths.sum()))
+            parts.append(Packed(self.rows[rows], lengths, None if self.places is None else self.places[rows]))
+            row = rows.stop
+        return parts
+
     def take(self, order: Tensor) -> Packed:
         """Some of the sequences, in another order: `order` int64, their numbers."""
         lengths = self.lengths[order]
         source = torch.repeat_interleave(self.starts[order], lengths) + positions_in_sequence(lengths)
         places = None if self.places is None else self.places[source]
-        return Packed(self.rows[source.to(self.rows.device)], lengths, places)
+        return Packed(self.rows[to_device(source, self.rows.device)], lengths, places)
 
     def by_length(self) -> tuple[Packed, Tensor]:
         """Shortest sequence first, so that `runs` are long; and the number each sequence had before, int64 [B]."""
@@ -125,7 +144,7 @@ class Packed:
         if self.places is not None or other.places is not None:
             after = self._ends()[other.owners] + other.positions
             places = torch.cat([self.positions, after])[source]
-        return Packed(both[source.to(both.device)], self.lengths + other.lengths, places)
+        return Packed(both[to_device(source, both.device)], self.lengths + other.lengths, places)
 
     def wrapped(self, cls: Tensor, sep: Tensor) -> Packed:
         """`cls` [1, …] before and `sep` [1, …] after every sequence; what was at position p is at p + 1."""
@@ -135,7 +154,7 @@ class Packed:
         inner = torch.repeat_interleave(first + 1, self.lengths) + positions_in_sequence(self.lengths)
         source[inner] = torch.arange(len(self.rows))
         source[first + lengths - 1] = len(self.rows) + 1
-        rows = torch.cat([self.rows, cls, sep])[source.to(self.rows.device)]
+        rows = torch.cat([self.rows, cls, sep])[to_device(source, self.rows.device)]
         if self.places is None:
             return Packed(rows, lengths)
         places = torch.zeros(len(rows), dtype=torch.int64)
@@ -169,6 +188,16 @@ class Packed:
         if self.places is None:
             return self.lengths
         return self.places[self.starts + self.lengths - 1] + 1
+
+
+_OF_LENGTHS = frozenset({"starts", "positions", "owners", "runs", "_bounds"})
+
+
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Row numbers, made on the CPU, where the rows are. From pinned memory: any other copy would wait for the GPU."""
+    if device.type == "cuda" and not numbers.is_cuda:
+        return numbers.pin_memory().to(device, non_blocking=True)
+    return numbers.to(device)
 
 
 def positions_in_sequence(lengths: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videoclip.packed import Packed
+from videoclip.packed import Packed, to_device
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class SelfAttention(nn.Module):
         query, key, value = (  # (N, heads, width / heads)
             layer(x.rows).unflatten(1, (self.heads, -1)) for layer in (self.query, self.key, self.value)
         )
-        if x.rows.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
-            return _variable_length_attention(query, key, value, x).flatten(1)
+        if x.rows.is_cuda:
+            return attention_of_all_lengths(query, key, value, x, dropout).flatten(1)
         outputs = []
         for run in zip(*(x.with_rows(rows).by_run() for rows in (query, key, value))):
             q, k, v = (rows.transpose(1, 2) for rows in run)  # (count, heads, length, width / heads), views
@@ -56,15 +56,20 @@ class SelfAttention(nn.Module):
         return torch.cat(outputs)
 
 
-def _variable_length_attention(query: Tensor, key: Tensor, value: Tensor, x: Packed) -> Tensor:
-    """One kernel for all lengths; PyTorch has it for half precision on CUDA only."""
-    from torch.nn.attention.varlen import varlen_attn
+def attention_of_all_lengths(query: Tensor, key: Tensor, value: Tensor, x: Packed, dropout: float = 0.0) -> Tensor:
+    """One kernel for all lengths, [N, heads, width / heads] each: on CUDA flash attention in half precision, else the
+    memory-efficient one, dropout included, which `varlen_attn` has not.
 
-    bounds = F.pad(torch.cumsum(x.lengths, 0), (1, 0)).to(query.device, torch.int32)
-    longest = int(x.lengths.max())
-    attended = varlen_attn(query, key, value, bounds, bounds, longest, longest)
-    assert isinstance(attended, Tensor)  # a tuple only where auxiliary outputs are asked for
-    return attended
+    PyTorch reaches both through jagged tensors; on a CPU these are slower than runs of equal length.
+    """
+    bounds, longest = x.bounds(query.device)
+    shortest = int(x.lengths.min())
+    query, key, value = (  # (B, heads, jagged, width / heads)
+        torch.nested.nested_tensor_from_jagged(rows, bounds, min_seqlen=shortest, max_seqlen=longest).transpose(1, 2)
+        for rows in (query, key, value)
+    )
+    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    return attended.transpose(1, 2).values()
 
 
 class Attention(nn.Module):
@@ -130,7 +135,7 @@ class Embeddings(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, token_types: Tensor) -> Tensor:
         """`tokens` [N, width], already embedded; `positions`, `token_types` int64 [N]."""
-        positions, token_types = positions.to(tokens.device), token_types.to(tokens.device)
+        positions, token_types = to_device(positions, tokens.device), to_device(token_types, tokens.device)
         x = tokens + self.position_embeddings(positions) + self.token_type_embeddings(token_types)
         return self.dropout(self.LayerNorm(x))
 
@@ -167,3 +172,13 @@ def initialise_as_bert(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile, in place, what follows every large matrix product: bias, GELU, dropout, residual and LayerNorm in one.
+
+    Attention and what lays sequences end to end stay as they are; names of parameters too. Takes a compiler.
+    """
+    for part in module.modules():
+        if isinstance(part, (Intermediate, ResidualOutput)):
+            part.compile(dynamic=True)

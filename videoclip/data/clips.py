@@ -10,6 +10,7 @@ All pairs of a batch are drawn together with a few array operations.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from videoclip.data.shards import Shards
 from videoclip.data.words import CaptionWords, WordTokenizer
 from videoclip.errors import InputError
 from videoclip.packed import Packed
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class ClipPairs:
     j: np.ndarray
     words: np.ndarray
 
+    def __getitem__(self, share: slice) -> ClipPairs:
+        """Some of the pairs."""
+        columns = (self.video, self.a, self.b, self.i, self.j, self.words)
+        return ClipPairs(*(column[share] for column in columns))
+
 
 @dataclass(frozen=True)
 class ClipBatch:
@@ -80,6 +88,17 @@ class ClipBatch:
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.video)
+
+    @classmethod
+    def together(cls, parts: Sequence[ClipBatch]) -> ClipBatch:
+        """The pairs of several, one after the other, without labels; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            Packed.together([part.video_tokens for part in parts]),
+            Packed.together([part.word_ids for part in parts]),
+            torch.cat([part.video for part in parts]),
+        )
 
 
 def sample_pairs(
@@ -167,8 +186,10 @@ class ClipSampler:
         offsets = self._words.parts[part][1][self.shards.parts[part].caption_offsets]
         return self.shards.first_rows[part] + np.flatnonzero(np.diff(offsets) > 0)
 
-    def batch(self, rows: np.ndarray, generator: np.random.Generator) -> ClipBatch:
+    def batch(self, rows: np.ndarray, generator: np.random.Generator, share: slice = ALL) -> ClipBatch:
         """Pairs from the videos at `rows` (int64 [V]), `clips_per_video` of each, in that order.
+
+        All are drawn; only those of `share` are read and returned.
 
         Of every video a copy is taken: what viewed its part would keep it open, and a batch may touch hundreds.
         """
@@ -185,7 +206,7 @@ class ClipSampler:
         words = np.concatenate([np.diff(offsets) for offsets in word_offsets])
         pairs = sample_pairs(
             np.concatenate(starts), np.concatenate(ends), words, captions, seconds, self.config, generator
-        )
+        )[share]
         texts = []
         for v, i, count in zip(*(column.tolist() for column in (pairs.video, pairs.i, pairs.words))):
             begin = int(word_offsets[v][i])

@@ -10,7 +10,7 @@ from videoclip.data.clips import ClipBatch
 from videoclip.data.shards import Manifest
 from videoclip.data.words import WordTokenizer
 from videoclip.losses import margin_ranking_loss
-from videoclip.parts.pairs import gather_pairs
+from videoclip.parts.pairs import Pairs, gather_pairs
 from videoclip.recipes import videoclip
 from videoclip.recipes.videoclip import Options
 
@@ -27,11 +27,14 @@ class Recipe(videoclip.Recipe):
     def forward(self, batch: ClipBatch) -> dict[str, Tensor]:
         """The ranking loss in both directions, and figures as `Pairs.figures` names them."""
         pairs = gather_pairs(self.embed_video(batch.video_tokens), self.embed_text(batch.word_ids), batch)
-        to_text = pairs.video @ pairs.all_text.T  # (P, W * P)
-        to_video = pairs.text @ pairs.all_video.T
-        loss = margin_ranking_loss(to_text, to_video, MARGIN, pairs.rank_offset, pairs.excluded)
+        loss = pairs.mean(_loss_of)
         # The temperature has no part in this loss; times zero, every worker has a gradient for it.
         return {"loss": loss + 0 * self.log_temperature, **pairs.figures()}
+
+
+def _loss_of(pairs: Pairs) -> Tensor:
+    to_text, to_video = pairs.video @ pairs.all_text.T, pairs.text @ pairs.all_video.T  # (P, W * P) each
+    return margin_ranking_loss(to_text, to_video, MARGIN, pairs.rank_offset, pairs.excluded)
 
 
 def build(options: Options, manifest: Manifest, tokenizer: WordTokenizer) -> videoclip.Recipe:

@@ -11,9 +11,9 @@ from videoclip.data.clips import ClipBatch
 from videoclip.data.shards import Manifest
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.text import FrozenTextEncoder
-from videoclip.losses import chance_of_contrastive_loss, contrastive_loss
+from videoclip.losses import contrastive_loss
 from videoclip.model import VideoCLIP, VideoCLIPConfig
-from videoclip.parts.pairs import gather_pairs
+from videoclip.parts.pairs import Pairs, gather_pairs
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,17 @@ class Recipe(VideoCLIP):
         """Symmetric InfoNCE over the pairs of all workers, and figures as `Pairs.figures` names them."""
         video, text = self.embed_video(batch.video_tokens), self.embed_text(batch.word_ids)  # (P, H) each
         pairs = gather_pairs(video, text, batch)
-        gathered = pairs.all_video, pairs.all_text
-        loss = contrastive_loss(video, text, self.temperature, gathered, pairs.rank_offset, pairs.excluded)
+        temperature = self.temperature
+
+        def loss_of(block: Pairs) -> Tensor:
+            gathered = block.all_video, block.all_text
+            return contrastive_loss(block.video, block.text, temperature, gathered, block.rank_offset, block.excluded)
+
         return {
-            "loss": loss,
+            "loss": pairs.mean(loss_of),
             **pairs.figures(),
-            "temperature": self.temperature.detach(),
-            "chance_loss": chance_of_contrastive_loss(pairs.excluded),
+            "temperature": temperature.detach(),
+            "chance_loss": pairs.chance_loss(),
         }
 
 
