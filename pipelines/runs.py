@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pipelines.ray_session import cluster_processors, run_tasks
 from videoclip.data.shards import FROZEN
@@ -43,15 +43,16 @@ class HasOutput(Protocol):
 
 Config = TypeVar("Config", bound=HasOutput)
 Result = TypeVar("Result")
+Rest = ParamSpec("Rest")
 
 
-def writes_output(stage: Callable[[Config], Result]) -> Callable[[Config], Result]:
+def writes_output(stage: Callable[Concatenate[Config, Rest], Result]) -> Callable[Concatenate[Config, Rest], Result]:
     """Decorate a stage: while it runs, it alone writes into the folder `config.output`."""
 
     @functools.wraps(stage)
-    def alone(config: Config) -> Result:
+    def alone(config: Config, /, *values: Rest.args, **named: Rest.kwargs) -> Result:
         with locked(config.output, stage.__name__):
-            return stage(config)
+            return stage(config, *values, **named)
 
     return alone
 

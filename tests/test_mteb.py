@@ -97,4 +97,4 @@ def test_a_task_that_mteb_does_not_know_is_refused(trained: Path, tmp_path: Path
     from pipelines.evaluate_mteb import MTEBConfig, evaluate_mteb
 
     with pytest.raises(InputError, match="mteb knows no such task"):
-        evaluate_mteb(MTEBConfig(trained / "model", ("YouCook3",), tmp_path / "m.json"))
+        evaluate_mteb(MTEBConfig(trained / "model", ("YouCook3",), output=tmp_path / "m.json"))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_audio, write_video
+from ray.cloudpickle import register_pickle_by_value
 from small_archive import SAID, make_model, open_small, planned
 
 from pipelines.transcribe import TranscribeConfig, transcribe
@@ -117,6 +118,7 @@ def test_speech_becomes_transcripts_with_quarantine_and_resume(
         shutil.copy(first, videos / f"{name}.mp4")
     (videos / "read.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nsaid already\n")
     config = TranscribeConfig(videos, tmp_path / "out")
+    register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not see this file
     counts = transcribe(config, Recogniser)
     assert counts == {"lines": 6, "invented: says itself again": 4}
     assert "left out: 4 invented" in capsys.readouterr().out
