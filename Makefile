@@ -25,7 +25,8 @@ demo: install
 	$(BIN)/videoclip demo
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" # a core each
+	$(BIN)/python -m pytest -m slow # Ray takes all cores
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
