@@ -17,10 +17,16 @@ import numpy as np
 from pipelines.ray_session import ray_session, run_tasks
 from pipelines.runs import Quarantine, start_run, with_absolute_paths, writes_output
 from videoclip.data.captions import NO_CAPTIONS, Captions
+from videoclip.data.shards import Shards
 from videoclip.data.subtitle_files import BESIDE, SubtitleFiles
-from videoclip.data.video import find_videos
+from videoclip.data.video import find_videos, probe
+from videoclip.embedding import embed_texts
 from videoclip.errors import InputError
+from videoclip.evaluation.inputs import load_model_and_shards, open_model
 from videoclip.files import read_json, write_json
+from videoclip.recipes import from_pretrained
+from videoclip.retrieval.index import load_faiss
+from videoclip.search.archive import Archive
 from videoclip.search.building import (
     GIGABYTE,
     Changes,
@@ -29,6 +35,7 @@ from videoclip.search.building import (
     block_name,
     find_changes,
 )
+from videoclip.search.fitting import fit_fusion, read_described
 from videoclip.search.store import Store, window_count
 from videoclip.search.vectors import BLOCKS, WindowConfig, block_finished, write_block
 
@@ -86,9 +93,6 @@ def build_index(config: IndexConfig) -> None:
 
     Raises InputError if model, shards and index do not fit each other, or the options make no windows.
     """
-    from videoclip.evaluation.inputs import open_model
-    from videoclip.retrieval.index import load_faiss
-
     load_faiss()  # before all videos are embedded for an index that cannot be made
     config = with_absolute_paths(config)
     if config.shards is None and config.videos is None:
@@ -140,8 +144,6 @@ def _subtitles(config: IndexConfig, files: Mapping[str, Path]) -> SubtitleFiles 
 
 
 def _from_shards(config: IndexConfig, files: Mapping[str, Path]) -> list[Source]:
-    from videoclip.data.shards import Shards
-
     assert config.shards is not None
     shards = Shards(config.shards)
     sources, row = [], 0
@@ -202,10 +204,6 @@ def _embed(
 def _embed_block(config: IndexConfig, windowing: WindowConfig, sources: Sequence[Source], name: str) -> int:
     import torch
 
-    from videoclip.data.video import probe
-    from videoclip.evaluation.inputs import load_model_and_shards
-    from videoclip.recipes import from_pretrained
-
     torch.set_num_threads(1)  # one task a CPU
     if config.shards is not None:
         model, shards = load_model_and_shards(config.model, config.shards)
@@ -240,8 +238,6 @@ def _with_captions(
     """The same videos with what is said in them, from the shards or from their subtitles."""
     subtitles = _subtitles(config, files)
     if subtitles is None:
-        from videoclip.data.shards import Shards
-
         assert config.shards is not None
         shards = Shards(config.shards)
         rows = shards.rows_by_id()
@@ -290,8 +286,6 @@ def _update(
     model: Any,
 ) -> None:
     """Commit the next generation, tuned by captions of the archive."""
-    from videoclip.embedding import embed_texts
-
     lines = store.some_lines(TUNING_TEXTS) or [text for video in added for text in video.captions.text]
     step = max(1, len(lines) // TUNING_TEXTS)
     texts = embed_texts(model, lines[::step][:TUNING_TEXTS]) if lines else None
@@ -331,9 +325,6 @@ def _summary(store: Store, changes: Changes, quarantine: Quarantine) -> str:
 
 def _fit(config: IndexConfig, store: Store, model: Any, digest: str) -> None:
     """Fit the weights of the channels to held-out descriptions, keep them, and say what they are worth."""
-    from videoclip.search.archive import Archive
-    from videoclip.search.fitting import fit_fusion, read_described
-
     assert config.fit is not None
     found = fit_fusion(Archive(config.output, model, digest), read_described(config.fit))
     with store.transaction():

@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from videoclip.errors import InputError
+from videoclip.evaluation.inputs import is_frozen, open_model
 from videoclip.files import read_json, write_text
 from videoclip.search.answers import Answer, to_csv, to_edl, to_lines
 from videoclip.search.archive import MAX_COUNT, Archive, Filter, Request
@@ -64,8 +65,6 @@ def open_archive(model: Path, index: Path) -> Archive:
 
     Raises InputError if there is no index, it is damaged, or another model made it.
     """
-    from videoclip.evaluation.inputs import is_frozen, open_model
-
     shards = None
     if is_frozen(model):
         made_from = read_json(index / "index.json")["configuration"]["shards"]

@@ -15,6 +15,7 @@ from videoclip.data.questions import OpenQuestion
 from videoclip.errors import InputError
 from videoclip.evaluation.matching import answer_metrics, matching_matrix, ranks_of_columns
 from videoclip.evaluation.retrieval import retrieval_metrics
+from videoclip.parts.pixels import normalised
 
 if TYPE_CHECKING:
     from videoclip.recipes.alpro import Recipe
@@ -98,8 +99,6 @@ def read_clips(
     model: Recipe, shards: FrameShards, rows: Mapping[str, int], clips: Sequence[AnnotatedClip], sampler: str
 ) -> Tensor:
     """Normalised frames [B, T, 3, S, S] of annotated clips, as many as the model looks at."""
-    from videoclip.parts.pixels import normalised
-
     count = model.shape.vision.frames
     frames = [shards.clip(rows[clip.video_id], count, sampler, start=clip.start, end=clip.end) for clip in clips]
     return normalised(torch.from_numpy(np.stack(frames)).to(model.temp.device))

@@ -12,6 +12,7 @@ from torch import Tensor
 from videoclip.data.questions import OpenQuestion
 from videoclip.errors import InputError
 from videoclip.packed import Packed
+from videoclip.parts.fusion import first_rows, from_even
 
 LEFT_OUT = float("-inf")
 
@@ -45,8 +46,6 @@ def matching_matrix(
     Not the release's probability rounded to four decimals, which makes ties: the order is the same but for those.
     Raises InputError if `best` is given without `similarity`.
     """
-    from videoclip.parts.fusion import first_rows, from_even
-
     queries, videos = len(words), len(video)
     if best is None or best >= videos:
         chosen = torch.ones(queries, videos, dtype=torch.bool)

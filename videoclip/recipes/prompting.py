@@ -29,6 +29,7 @@ from videoclip.parts.pairs import gather_pairs
 from videoclip.parts.prompts import Position, Prompts, TemporalTransformer, TextSide, pack_words
 from videoclip.parts.saved import SavedTowers
 from videoclip.pretrained import CONFIG_FILE, find_folder, load_weights, read_config
+from videoclip.recipes import from_pretrained
 
 LONGEST_CLIP = 8  # times the frames that are sampled: longer clips are cut by those who ask
 
@@ -250,8 +251,6 @@ def tokenizer_of(options: Options) -> WordTokenizer:
 
 def load_towers(path_or_id: str) -> tuple[Clip | VideoCLIP, WordTokenizer]:
     """A frozen dual encoder and its tokenizer: a model of ours, or a CLIP. Raises InputError if it is neither."""
-    from videoclip.recipes import from_pretrained  # which imports this file
-
     if not path_or_id:
         raise InputError("name the frozen dual encoder: --model.towers FOLDER, a hub id, or OpenAI's file")
     if Path(path_or_id).is_file():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from videoclip.embedding import embed_texts
 from videoclip.errors import InputError
 from videoclip.evaluation.localization import (
     LocalizationConfig,
@@ -120,7 +121,6 @@ class Archive:
         """Unit vectors of queries, float32 [Q, H]."""
         if self.model is None:
             raise InputError("the archive was opened without its model, so that it cannot read a query")
-        from videoclip.embedding import embed_texts
 
         return unit(embed_texts(self.model, queries))
 

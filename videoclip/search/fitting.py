@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from videoclip.data.qvhighlights import read_qvhighlights
+from videoclip.data.youcook2 import read_youcook2
 from videoclip.errors import InputError
 from videoclip.evaluation.moments import overlap
 from videoclip.search.archive import Archive, Request
@@ -32,13 +34,9 @@ def read_described(path: Path) -> list[Described]:
     Raises InputError if the file is neither, or says nowhere where the moments are.
     """
     if path.suffix.lower() == ".jsonl":
-        from videoclip.data.qvhighlights import read_qvhighlights
-
         queries = read_qvhighlights(path)
         found = [Described(q.query, q.video_id, q.windows) for q in queries if q.windows is not None]
     else:
-        from videoclip.data.youcook2 import read_youcook2
-
         found = [
             Described(sentence, clip.video_id, np.array([[clip.start, clip.end]], np.float64))
             for clip in read_youcook2(path, "validation")

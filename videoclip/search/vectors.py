@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from videoclip.embedding import embed_clips, embed_seconds
 from videoclip.errors import InputError
 from videoclip.files import write_array
 from videoclip.retrieval.index import unit
@@ -39,8 +40,6 @@ class WindowConfig:
 
 def write_block(model: TwoTowers, videos: Iterable[np.ndarray], config: WindowConfig, folder: Path, name: str) -> None:
     """Embed videos, tokens [T, D] each, into the block `name` below `folder`."""
-    from videoclip.embedding import embed_clips, embed_seconds
-
     windows, seconds = [], []
     for tokens in videos:
         starts = window_starts(len(tokens), config.window, config.stride)
