@@ -7,7 +7,7 @@
 #SBATCH --time=12:00:00
 #SBATCH --requeue
 # A Ray cluster inside one Slurm job, and one videoclip command on it:
-#   sbatch cluster/slurm.sh pretrain --shards /shared/tokens --output /shared/runs/pretrain --workers 64
+#   sbatch cluster/slurm.sh pretrain --shards /shared/tokens --output /shared/runs/pretrain --workers 64 --batches-per-step 64
 # Submit from the repository, on storage that all nodes see, after `make install`. A job that is requeued or
 # submitted again goes on from the last checkpoint.
 set -euo pipefail
