@@ -10,6 +10,7 @@ import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from videoclip.data.clips import ClipBatch
+from videoclip.gather import gather, gather_with_gradient
 from videoclip.model import VideoCLIPConfig
 from videoclip.packed import Packed
 from videoclip.recipes import RECIPES, recipe_named
@@ -60,6 +61,9 @@ def train(recipe_name: str, rank: int | None) -> tuple[list[dict[str, float]], d
 def _worker(rank: int, folder: str, recipe_name: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    own = torch.full((1 + rank, 1), float(rank))
+    for gathered in (gather(own), gather_with_gradient(own)):  # whose counts they ask the workers for themselves
+        assert gathered.tolist() == [[0.0], [1.0], [1.0]]
     torch.save(train(recipe_name, rank), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
