@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKERS = "tests/test_workers.py"
 # What covers a file, quick tests first: the first failure ends a mutant.
 COVERED = {
-    "videoclip/losses.py": ["tests/test_losses.py", WORKERS],
+    "videoclip/losses.py": ["tests/test_losses.py", "tests/test_teachtext.py", WORKERS],
     "videoclip/training.py": ["tests/test_training.py", WORKERS],
-    "videoclip/gather.py": ["tests/test_pairs.py", WORKERS],
-    "videoclip/parts/pairs.py": ["tests/test_pairs.py", WORKERS],
+    "videoclip/gather.py": ["tests/test_pairs.py", "tests/test_global_batch.py", WORKERS],
+    "videoclip/parts/pairs.py": ["tests/test_pairs.py", "tests/test_global_batch.py", WORKERS],
     "videoclip/recipes/videoclip.py": ["tests/test_model.py", "tests/test_training.py", WORKERS],
     "videoclip/data/clips.py": ["tests/test_clips.py"],
     "videoclip/retrieval/clustering.py": ["tests/test_retrieval.py"],
