@@ -243,7 +243,7 @@ NAMED = [  # name, file, text that stands there once, what takes its place, test
         "videoclip/recipes/videoclip.py",
         "gathered, block.rank_offset, block.excluded)",
         "gathered, block.rank_offset)",
-        [WORKERS],
+        ["tests/test_training.py"],
     ),
     (
         "the same clips every epoch",

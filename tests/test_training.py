@@ -16,6 +16,7 @@ from videoclip.data.shards import Shards
 from videoclip.data.words import train_wordpiece
 from videoclip.embedding import embed_videos, shares_of_blocks
 from videoclip.errors import InputError
+from videoclip.losses import contrastive_loss
 from videoclip.model import VideoCLIPConfig
 from videoclip.recipes.videoclip import Recipe
 from videoclip.retrieval import cluster_videos
@@ -151,6 +152,19 @@ def test_what_clustering_and_options_say_of_negatives_reaches_the_loss(sampler: 
     only_videos = FalseNegativeConfig(same_text=False)
     assert excluded(only_videos, duplicates) == pytest.approx(0.5), "all pairs of the other video"
     assert excluded(only_videos, None) == 0 == excluded(PAPER, duplicates)
+
+
+def test_excluded_pairs_are_left_out_of_the_loss_itself(sampler: ClipSampler) -> None:
+    rows, duplicates = sampler.usable_rows()[:2], np.zeros(len(sampler.shards), np.int64)
+    steps = spread_batches([rows])
+    model = make_model(sampler.vocabulary)  # type: ignore[attr-defined]
+    batch = next(iter(EpochBatches(sampler, steps, 1, 0, 0, FalseNegativeConfig(same_text=False), duplicates)))
+    with torch.no_grad():
+        video, text = model.embed_video(batch.video_tokens), model.embed_text(batch.word_ids)
+        other_video = batch.video[:, None] != batch.video
+        expected = contrastive_loss(video, text, model.temperature, excluded=other_video)
+        assert model(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+        assert expected < 0.9 * contrastive_loss(video, text, model.temperature)
 
 
 def test_an_update_whose_gradient_is_not_finite_changes_nothing_and_a_few_end_the_run(sampler: ClipSampler) -> None:
