@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {
     "transcribe": "transcribe:transcribe",
     "extract": "extract:extract",
     "pretrain": "pretrain:pretrain",
+    "align": "align:align",
     "cluster": "cluster:cluster",
     "index": "index:build_index",
     "search": "search:search",

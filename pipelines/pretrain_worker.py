@@ -85,7 +85,7 @@ class Training:
     def __init__(self, plan: TrainingPlan, rank: int, workers: int, heartbeat: Heartbeat) -> None:
         self.plan, self.rank, self.workers, self.heartbeat = plan, rank, workers, heartbeat
         self.device = get_device()
-        self.sampler, tokenizer = _open_sampler(plan.shards, plan.output, plan.clips, rank)
+        self.sampler, tokenizer = _open_sampler(plan, rank)
         self.clusterings = Clusterings(plan.batches, plan.output, self.sampler, rank, workers)
         if not len(self.clusterings.rows):
             raise InputError(f"{plan.shards}: no video has captions; run `videoclip extract` with --captions")
@@ -188,14 +188,22 @@ def _computation(plan: TrainingPlan, device: torch.device) -> Computation:
     return Computation(plan.pairs_at_once, half, plan.log_every)
 
 
-def _open_sampler(folder: Path, output: Path, clips: ClipConfig, rank: int) -> tuple[ClipSampler, WordTokenizer]:
-    """The clip sampler over the shards, and the run's tokenizer."""
-    shards = Shards(folder)
-    tokenizer = WordTokenizer.load(output / "text")
+def _open_sampler(plan: TrainingPlan, rank: int) -> tuple[ClipSampler, WordTokenizer]:
+    """The clip sampler over the shards, or what the recipe draws in its place, and the run's tokenizer."""
+    shards = Shards(plan.shards)
+    tokenizer = WordTokenizer.load(plan.output / "text")
+    own = getattr(recipe_named(plan.recipe), "sampler", None)  # of recipes that are not trained on pairs of clips
+
+    def opened() -> ClipSampler:
+        if own is None:
+            return ClipSampler(shards, tokenizer, plan.clips, plan.output)
+        sampler: ClipSampler = own(plan.options, shards, tokenizer, plan.clips, plan.output)
+        return sampler
+
     if rank == 0:  # leaves the captions' word ids on disk, where the others then find them
-        ClipSampler(shards, tokenizer, clips, output)
+        opened()
     barrier()
-    return ClipSampler(shards, tokenizer, clips, output), tokenizer
+    return opened(), tokenizer
 
 
 def _save_model(recipe: Any, shards: Shards, output: Path) -> None:
