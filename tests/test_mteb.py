@@ -4,10 +4,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import KITCHEN
 
 from videoclip.errors import InputError
+from videoclip.evaluation.retrieval import ranks_of_positives
 from videoclip.files import read_json
 from videoclip.model import VideoCLIP
 from videoclip.synthetic.kitchen import caption, plan_kitchen
@@ -59,22 +61,50 @@ def test_a_task_of_the_harness_runs_offline(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from pipelines.evaluate_mteb import MTEBConfig, run_tasks_of_mteb
-    from videoclip.evaluation.retrieval import ranks_of_positives
 
     model = VideoCLIP.from_pretrained(trained / "model")
     config = MTEBConfig(trained / "model", output=tmp_path / "metrics.json")
-    metrics = run_tasks_of_mteb(model, [kitchen_task(corpus / "test" / "videos", in_memory)], config)
+    metrics = run_tasks_of_mteb(model, "1", [kitchen_task(corpus / "test" / "videos", in_memory)], config)
     planned = [video for video in plan_kitchen(KITCHEN) if video.split == "test"]
     videos = [model.encode_video(corpus / "test" / "videos" / f"{v.video_id}.mp4").numpy() for v in planned]
     texts = model.encode_text([caption(video.steps[0]) for video in planned]).numpy()
-    import numpy as np
-
     ranks = ranks_of_positives(texts, np.stack(videos))
     of_task = metrics["KitchenT2VRetrieval"]
     assert of_task["R@1"] == pytest.approx(100 * (ranks <= 1).mean(), abs=0.01)
     assert of_task["R@5"] == pytest.approx(100 * (ranks <= 5).mean(), abs=0.01)
     assert read_json(tmp_path / "metrics.json") == metrics
     assert list((tmp_path / "results").rglob("KitchenT2VRetrieval.json")), "mteb keeps its own record"
+
+
+def test_frozen_towers_are_measured_with_no_training(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--model frozen --shards FOLDER`: the folder's own two-tower model, whose figures are those of `encode_…`."""
+    import mteb
+    from test_towers import hub_folder
+
+    from pipelines.evaluate_mteb import MTEBConfig, evaluate_mteb
+    from videoclip.data.captions import NO_CAPTIONS
+    from videoclip.data.shards import Manifest, ShardWriter, VideoRecord
+    from videoclip.encoders.image import ImageEncoder
+    from videoclip.recipes.towers import frozen_towers
+
+    hub_folder(tmp_path / "hub")
+    encoder = ImageEncoder.from_pretrained(str(tmp_path / "hub"))
+    encoder.save(tmp_path / "shards")
+    writer = ShardWriter(tmp_path / "shards", Manifest(encoder.name, encoder.fingerprint(), encoder.dimension))
+    writer.add(VideoRecord("v", 2.0, np.zeros((2, encoder.dimension), np.float16), NO_CAPTIONS))
+    writer.close()
+    task = kitchen_task(corpus / "test" / "videos", False)
+    monkeypatch.setattr(mteb, "get_task", lambda name: task)
+    config = MTEBConfig(Path("frozen"), tmp_path / "shards", ("KitchenT2VRetrieval",), output=tmp_path / "metrics.json")
+    metrics = evaluate_mteb(config)["KitchenT2VRetrieval"]
+    model, planned = frozen_towers(tmp_path / "shards"), [v for v in plan_kitchen(KITCHEN) if v.split == "test"]
+    videos = [model.encode_video(corpus / "test" / "videos" / f"{v.video_id}.mp4").numpy() for v in planned]
+    texts = model.encode_text([caption(video.steps[0]) for video in planned]).numpy()
+    assert metrics["R@1"] == pytest.approx(100 * (ranks_of_positives(texts, np.stack(videos)) <= 1).mean(), abs=0.01)
+    with pytest.raises(InputError, match="give --shards, too"):
+        evaluate_mteb(MTEBConfig(Path("frozen"), tasks=("KitchenT2VRetrieval",)))
 
 
 def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_embedded(trained: Path, corpus: Path) -> None:
@@ -97,4 +127,4 @@ def test_a_task_that_mteb_does_not_know_is_refused(trained: Path, tmp_path: Path
     from pipelines.evaluate_mteb import MTEBConfig, evaluate_mteb
 
     with pytest.raises(InputError, match="mteb knows no such task"):
-        evaluate_mteb(MTEBConfig(trained / "model", ("YouCook3",), output=tmp_path / "m.json"))
+        evaluate_mteb(MTEBConfig(trained / "model", tasks=("YouCook3",), output=tmp_path / "m.json"))
