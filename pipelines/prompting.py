@@ -138,10 +138,10 @@ def read_splits(config: PromptConfig) -> list[Split]:
             splits.append(Split(train, tested, few, few))
             continue
         for train_classes, test_classes in read_class_splits(config.open_set):
-            sides = [_of_classes(train, train_classes), _of_classes(tested, test_classes)]
-            if not all(sides):
+            seen, unseen = _of_classes(train, train_classes), _of_classes(tested, test_classes)
+            if not seen or not unseen:
                 raise InputError(f"{config.open_set}: a split whose classes have no video on one side")
-            splits.append(Split(*sides, train_classes, test_classes))
+            splits.append(Split(seen, unseen, train_classes, test_classes))
     return splits
 
 
