@@ -192,7 +192,7 @@ def one_seed(seed: int, options: argparse.Namespace) -> dict[str, dict[str, floa
         table.setdefault(row, {})[column] = value
         print(f"seed {seed}: {row:32s} {column:16s} {value:5.1f}", flush=True)
 
-    few = np.arange(len(train.action) * FEW // options.videos)
+    few = np.arange(len(train.action) * min(FEW, options.videos) // options.videos)
     rows: list[tuple[str, Callable[[Task], Tensor]]] = [
         ("bare name (0+X+0)", lambda task: bench.prompts(task, 0, 0)),
         ("hand-written", bench.hand_written),

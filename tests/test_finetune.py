@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from pipelines.checkpointing import Orders
 from pipelines.cli import main
 from pipelines.finetune import FinetuneConfig, Split, finetune
+from pipelines.runs import Metrics
 from pipelines.stopping import Stopped
 from pipelines.teachtext import Network, TeachTextConfig, Training, teachtext
 from videoclip.data.captions import NO_CAPTIONS
@@ -81,15 +82,13 @@ class Killed(Exception):
     """What a run that was taken off its machine does not even raise."""
 
 
-def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the next run die when it has written so many rows of metrics."""
-    from pipelines.runs import Metrics
-
+def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch, training: str = "") -> None:
+    """Let the next run die when it, or the training of this name in it, has done so many steps and one."""
     add = Metrics.add
 
     def dying(self: Metrics, step: int, values: dict[str, float]) -> None:
         add(self, step, values)
-        if step == steps:
+        if step == steps and training in ("", self.path.parent.name):
             raise Killed
 
     monkeypatch.setattr(Metrics, "add", dying)
@@ -221,6 +220,23 @@ def test_teachers_of_two_texts_teach_a_student_that_reads_one(taught: TeachTextC
     steps = [json.loads(line) for line in (taught.output / "training/student/metrics.jsonl").read_text().splitlines()]
     assert steps[-1]["distillation"] < steps[0]["distillation"] and steps[0]["learning_rate"] == 1e-2
     assert "gone 0-4" in (taught.output / "quarantine.jsonl").read_text()
+
+
+def test_a_run_that_was_killed_does_not_train_its_finished_teachers_again(
+    taught: TeachTextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(taught, training=replace(taught.training, epochs=2), checkpoint_minutes=1e-9)
+    whole = teachtext(short)
+    killed = replace(short, output=short.output.with_name("killed"))
+    with monkeypatch.context() as patch:
+        kill_after(2, patch, "student")
+        with pytest.raises(Killed):
+            teachtext(killed)
+    written = (killed.output / "teacher-1" / "model.safetensors").stat().st_mtime_ns
+    assert teachtext(killed) == whole
+    assert (killed.output / "teacher-1" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="holds a run with other seed"):
+        teachtext(replace(killed, seed=1))
 
 
 def test_one_text_alone_teaches_nobody(taught: TeachTextConfig) -> None:
