@@ -96,6 +96,9 @@ class PretrainConfig:
     batch_sources: Literal["one", "mixed"] = "one"
     """Of several --shards: batches of videos of one source each, or mixed, with videos of all by their shares. Similar
     videos are looked for within a source in either case."""
+    cluster_ahead: bool = False
+    """Make an epoch's batches beside the epoch before, of the model as that began, so that nobody waits for them. For
+    corpora so large that clustering takes as long as training."""
     clips_for_similarity: int = 2
     """Clips whose mean embedding stands for a video when videos are compared by a model."""
     skip: Skip = field(default_factory=Skip)
@@ -296,6 +299,7 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int, stop: St
         not config.init,
         config.topics,
         config.seed,
+        config.cluster_ahead,
         config.mix,
         config.batch_sources == "mixed",
     )
