@@ -2,7 +2,8 @@
 
 `at_hand` replaces such options by local paths for the time that a stage runs:
 
-- `shards` and `videos` stay what they are: parts go through the cache of shards, videos are read as they are decoded.
+- `shards` stay what they are, and so do the `videos` of a stage that `streams_videos`: parts go through the cache of
+  shards, videos are read as they are decoded. A list of videos is fetched; its paths go on from where it was.
 - `output` becomes a folder of this machine, a `Mirror` of the one in the store: what is there is fetched first, so that
   a run goes on on another machine; what is new is copied every minute and at the end, however the run ends.
 - any other option that names a file or folder becomes a copy in the cache.
@@ -29,7 +30,7 @@ from videoclip.files import atomic_path, read_json, sha256, write_json, write_te
 from videoclip.remote import SCHEMES, StorageError, is_remote
 from videoclip.storage import cache_folder, inside, local_copy
 
-READ_AS_NEEDED = ("shards", "videos")
+READ_AS_NEEDED = ("shards", "videos_in")
 REGISTRY = "files.json"  # in the store: every file of a run folder with size and SHA-256, written last
 CLAIMS = ".running"  # in the store: who writes there now
 EVERY = 60.0  # seconds between two copies; a claim that is five times as old is a dead run's
@@ -50,13 +51,25 @@ def at_hand(config: Config) -> Iterator[Config]:
             value = getattr(config, item.name)
             if item.name in READ_AS_NEEDED or not _names_remote(value):
                 continue
-            if item.name != "output":
+            if item.name == "videos":
+                changes |= _videos(config, Path(value))
+            elif item.name != "output":
                 changes[item.name] = type(value)(local_copy(Path(value)))
             elif value.suffix:  # one file of results; others may come to lie beside it
                 changes[item.name] = stack.enter_context(mirrored(value.parent)) / value.name
             else:
                 changes[item.name] = stack.enter_context(mirrored(value))
         yield dataclasses.replace(config, **changes) if changes else config  # type: ignore[type-var]
+
+
+def _videos(config: object, videos: Path) -> dict[str, Any]:
+    """What becomes of `videos`: a folder stays, a list is fetched. Raises InputError where a stage cannot have that."""
+    if remote.look(videos):
+        root = {"videos_in": videos.parent} if getattr(config, "videos_in", "none") is None else {}
+        return {"videos": local_copy(videos), **root}
+    if not getattr(config, "streams_videos", False):
+        raise InputError(f"{remote.uri(videos)}: videos are streamed by `extract` alone; mount or copy them for this")
+    return {}
 
 
 def _names_remote(value: object) -> bool:

@@ -93,10 +93,10 @@ def test_subtitles_are_looked_up_in_the_table(tmp_path: Path, cache: Path) -> No
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """24 MB of captions, which are 150 MB as Python's objects."""
+    """39 MB of captions, which are some 170 MB as Python's objects."""
     one = json.dumps({"start": [1.5] * 300, "end": [2.5] * 300, "text": ["chop the onion now"] * 300})
     with open(tmp_path / "c.json", "w") as file:
-        file.write("{" + ",".join(f'"{n}": {one}' for n in range(2500)) + "}")
+        file.write("{" + ",".join(f'"{n}": {one}' for n in range(4000)) + "}")
     code = """
 import resource, sys
 from pathlib import Path
@@ -104,10 +104,10 @@ from videoclip.data.caption_table import CaptionTable
 import pyarrow
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 table = CaptionTable.make(Path(sys.argv[1]), Path(sys.argv[2]))
-assert len(table["17"]["text"]) == 300 and len(table) == 2500
+assert len(table["17"]["text"]) == 300 and len(table) == 4000
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "c.json"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=dict(os.environ))
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 60
+    assert int(done.stdout) < 90

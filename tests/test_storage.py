@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from test_interruptions import plan, run, same_bits  # noqa: F401  # a fixture
 from pipelines import remote_options
 from pipelines.pretrain_worker import TrainingPlan
 from pipelines.remote_options import at_hand, mirrored
+from pipelines.report import ReportConfig
 from videoclip import remote, storage
 from videoclip.data.shards import Shards
 from videoclip.data.sources import open_shards
@@ -248,6 +250,9 @@ class Options:
     shards: Path = Path("here")
     captions: str | None = None
     annotations: Path | None = None
+    videos: Path | None = None
+    videos_in: Path | None = None
+    streams_videos: ClassVar[bool] = True
 
 
 def test_a_run_folder_is_copied_registered_last_and_found_on_another_machine(
@@ -328,6 +333,14 @@ def test_other_inputs_are_fetched_and_again_where_they_changed(store: Proxy) -> 
     with at_hand(options) as config:
         assert isinstance(config.captions, str) and Path(config.captions).read_bytes() == b'{"a": 1}'
         assert config.annotations is not None and [p.name for p in config.annotations.iterdir()] == ["config.json"]
+    remote.write_bytes(HOME / "inputs" / "list.csv", b"video_id,path")
+    with at_hand(Options(Path("out"), videos=HOME / "inputs" / "list.csv")) as config:
+        assert config.videos is not None and config.videos.read_bytes() == b"video_id,path"
+        assert config.videos_in == HOME / "inputs", "from where its paths go on"
+    with at_hand(Options(Path("out"), videos=HOME / "inputs")) as config:
+        assert config.videos == HOME / "inputs"
+    with pytest.raises(InputError, match="streamed by `extract` alone"), at_hand(ReportConfig(Path("x"), videos=HOME)):
+        raise AssertionError
     store.log.clear()
     storage.local_copy(there)
     assert store.seen("GET", "captions.json") == 0
