@@ -31,6 +31,7 @@ from videoclip.remote import SCHEMES, StorageError, is_remote
 from videoclip.storage import cache_folder, inside, local_copy
 
 READ_AS_NEEDED = ("shards", "videos_in")
+RESULTS = (".json", ".jsonl", ".csv", ".html")  # an output that is a file; any other is a folder, whatever its name
 REGISTRY = "files.json"  # in the store: every file of a run folder with size and SHA-256, written last
 CLAIMS = ".running"  # in the store: who writes there now
 EVERY = 60.0  # seconds between two copies; a claim that is five times as old is a dead run's
@@ -55,7 +56,7 @@ def at_hand(config: Config) -> Iterator[Config]:
                 changes |= _videos(config, Path(value))
             elif item.name != "output":
                 changes[item.name] = type(value)(local_copy(Path(value)))
-            elif value.suffix:  # one file of results; others may come to lie beside it
+            elif value.suffix in RESULTS:  # one file of results; others may come to lie beside it
                 changes[item.name] = stack.enter_context(mirrored(value.parent)) / value.name
             else:
                 changes[item.name] = stack.enter_context(mirrored(value))

@@ -295,7 +295,7 @@ def _write(path: Path, blocks: Callable[[], Iterator[bytes]], size: int) -> None
         stream = filesystem.open_output_stream(target)
         try:
             for block in blocks():
-                _within(SECONDS, lambda data=block: stream.write(data))  # type: ignore[misc]
+                _within(SECONDS, functools.partial(stream.write, block))
         finally:
             _within(SECONDS, stream.close)
         written = filesystem.get_file_info(target).size

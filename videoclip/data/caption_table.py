@@ -116,10 +116,10 @@ def _write(path: Path, captions: Path) -> None:
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
     ):
-        for video_id, value in stream_object(captions):
+        for video_id, text in stream_object(captions):
             seen.append(int(_digest(video_id)))
             ids.append(video_id.encode("utf-8", "replace").decode())  # half a character is no text for Arrow
-            texts.append(json.dumps(value))
+            texts.append(text)
             if len(ids) == VIDEOS_AT_ONCE:
                 writer.write_batch(batch())
                 ids, texts = [], []
@@ -127,8 +127,8 @@ def _write(path: Path, captions: Path) -> None:
             writer.write_batch(batch())
 
 
-def stream_object(path: Path) -> Iterator[tuple[str, Any]]:
-    """The names and values of a json file that is one object, in constant memory, each as `json.load` would have it.
+def stream_object(path: Path) -> Iterator[tuple[str, str]]:
+    """The names of a json file that is one object, each with its value as the file spells it, in constant memory.
 
     Raises InputError if it is no such file, or a value is larger than a video's captions can be.
     """
@@ -138,11 +138,11 @@ def stream_object(path: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(f'{path}: expected {{video_id: {{"start": [...], "end": [...], "text": [...]}}}}')
         window.take("{")
         while window.sign() != "}":
-            name = window.value()
+            name, _ = window.value()
             if not isinstance(name, str):
                 raise InputError(f"{path}: not valid JSON (a name that is no text)")
             window.take(":")
-            yield name, window.value()
+            yield name, window.value()[1]
             if window.sign() != "}":
                 window.take(",")
                 if window.sign() == "}":
@@ -189,15 +189,18 @@ class _Window:
             raise InputError(f"{self._path}: not valid JSON (expected {sign!r}, not {found!r})")
         self._place += 1
 
-    def value(self) -> Any:
-        """The next value. What ends where the window does may go on behind it: it is read again when more is there."""
+    def value(self) -> tuple[Any, str]:
+        """The next value, and how it is spelt.
+
+        What ends where the window does may go on behind it: it is read again when more is there.
+        """
         self.sign()
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._place)
                 if end < len(self._text) or not self._read_on():
-                    self._place = min(end, len(self._text))
-                    return value
+                    first, self._place = self._place, min(end, len(self._text))
+                    return value, self._text[first : self._place]
             except RecursionError:
                 raise InputError(f"{self._path}: lists in lists, too deep for captions") from None
             except json.JSONDecodeError as error:
