@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import ray.data
@@ -43,6 +43,8 @@ ATTEMPTS_FOLDER = ".attempts"  # a mark for each video that is being encoded; it
 @dataclass(frozen=True)
 class ExtractConfig:
     """Turn a folder of videos into shards of tokens. Run it again to go on where it stopped."""
+
+    streams_videos: ClassVar[bool] = True  # they may be in a store
 
     videos: Path
     """Folder of video files, searched recursively; a file's name without its suffix is its video id."""
