@@ -186,6 +186,26 @@ def test_stretches_together_are_the_clips_of_the_uncut_video(long_video: Path) -
     assert np.array_equal(np.stack([clip for piece in pieces for clip in piece]), np.stack(whole))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mkv", "libx264"), ("ts", "libx264"), ("avi", "mpeg4"), ("webm", "libvpx")]
+)
+def test_stretches_of_any_container_are_those_of_the_uncut_video_or_known_not_to_be(
+    tmp_path: Path, suffix: str, codec: str
+) -> None:
+    path = write_video(tmp_path / f"v.{suffix}", [n / 10 for n in range(250)], noise, codec=codec)
+    fmt, stretches = FrameFormat(5, 32), [Stretch(0, 12), Stretch(12, None)]
+    whole = list(clips_of_seconds(decode_seconds(path, fmt), OFFSETS))
+    seams = [Seam(), Seam()]
+    try:
+        pieces = [list(stretch_clips(path, fmt, OFFSETS, *pair)) for pair in zip(stretches, seams)]
+    except InputError:
+        pieces = [[], []]
+    if fit_together(stretches, [len(piece) for piece in pieces], seams):
+        assert np.array_equal(np.stack([*pieces[0], *pieces[1]]), np.stack(whole))
+    else:
+        assert suffix in ("ts", "avi"), "where there is an index, seeking is exact"
+
+
 def test_stretches_that_do_not_fit_are_known(long_video: Path) -> None:
     stretches = [Stretch(0, 8), Stretch(8, None)]
     seams = [Seam(b"", b"x"), Seam(b"x", b"")]

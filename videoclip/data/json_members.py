@@ -47,7 +47,7 @@ class JsonMembers(Mapping[str, Any]):
             text = file.read(self._ends[number] - self._starts[number])
         try:
             return json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self._path}: {name!r} cannot be read ({error})") from None
 
     def __contains__(self, name: object) -> bool:
@@ -128,8 +128,8 @@ class _Text:
                     raise self.error(error.msg) from None
                 self.more()
                 continue
-            except RecursionError:
-                raise self.error("values too deep in each other") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists in lists
+                raise self.error(str(error)) from None
             if end == len(self.text) and not self.ended:  # a number may go on
                 self.more()
                 continue
