@@ -97,6 +97,7 @@ def trained(
     seed: int,
     teachers: Sequence[StoredSide] = (),
     mask: np.ndarray | None = None,
+    distillation: float | None = None,
 ) -> ExpertsSide:
     """A CE network from the first weights and draws that belong to `seed`, so that runs of one seed are pairs."""
     torch.manual_seed(seed)
@@ -105,7 +106,8 @@ def trained(
     dimension = clips.texts[text].rows.shape[1]
     config = ExpertsConfig.of(widths, dimension, width=setting.width, text_clusters=setting.clusters, text_ghosts=1)
     side = ExpertsSide(Experts(config), text)
-    recipe = TeachText(side, teachers, Options(setting.margin, setting.distillation))
+    weight = setting.distillation if distillation is None else distillation
+    recipe = TeachText(side, teachers, Options(setting.margin, weight))
     optimizer = make_optimizer(side)
     epochs = (
         draw_epoch(clips.counts.numpy(), setting.batch, np.random.default_rng([seed, epoch]), mask) for epoch in count()
@@ -161,8 +163,9 @@ def run_seed(seed: int, corpus: Corpus, setting: Setting) -> dict[str, dict[str,
     own, others = 1000 * seed, (1000 * seed + 1 + i for i in count())
     results: dict[str, dict[str, float]] = {}
 
-    def student(name: str, teachers: Sequence[StoredSide], mask: np.ndarray | None = None) -> None:
-        results[name] = tested([trained(clips, TEXTS[0], setting, own, teachers, mask)], test)
+    def student(name: str, teachers: Sequence[StoredSide], mask: np.ndarray | None = None, weight: float = 0) -> None:
+        side = trained(clips, TEXTS[0], setting, own, teachers, mask, weight or None)
+        results[name] = tested([side], test)
         print(seed, name, {key: round(value, 1) for key, value in results[name].items()}, flush=True)
 
     sides = {text: trained(clips, text, setting, next(others)) for text in TEXTS}
@@ -175,6 +178,7 @@ def run_seed(seed: int, corpus: Corpus, setting: Setting) -> dict[str, dict[str,
     student("alone", [])
     student("taught by counts", [teachers["counts"]])
     student("taught by all", list(teachers.values()))
+    student("taught by all, weight 1", list(teachers.values()), weight=1.0)
     student("taught by static", [teachers["static"]])
     student("taught by contextual", [teachers["contextual"]])
     wrong = trained(shuffled(clips, seed), TEXTS[0], setting, next(others))
@@ -198,6 +202,7 @@ ROWS = (
     "taught by static",
     "taught by contextual",
     "taught by all",
+    "taught by all, weight 1",
     "taught by shuffled",
     "alone, denoised",
     "taught by all, denoised",
@@ -207,6 +212,7 @@ PAIRS = (
     ("taught by counts", "alone"),
     ("taught by all", "taught by counts"),
     ("taught by all", "taught by contextual"),
+    ("taught by all, weight 1", "alone"),
     ("taught by shuffled", "alone"),
     ("alone, denoised", "alone"),
     ("taught by all, denoised", "taught by all"),

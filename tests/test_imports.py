@@ -24,6 +24,7 @@ ROOMS = (
         "retrieval",
         "encoders",
         "pretrained",
+        "two_towers",
         "frame_model",
         "parts",
         "model",

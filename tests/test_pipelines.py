@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from videoclip.data.clips import ClipSampler
 from videoclip.data.shards import Shards
 from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
-from videoclip.files import read_json_lines
+from videoclip.files import read_json, read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.packed import Packed
 from videoclip.recipes.videoclip import Options, build
@@ -216,6 +217,19 @@ def test_batch_options_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         pretrain(training(tokens, tmp_path / "run", **changes))
+
+
+def test_a_teacher_of_other_tokens_is_refused_before_anything_starts(
+    tokens: Path, trained: Path, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(trained / "model", teacher)
+    config = read_json(teacher / "config.json")
+    config["video_encoder"] = "another encoder"
+    (teacher / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="the encoder the model was trained on"):
+        pretrain(training(tokens, tmp_path / "run", similarity=str(teacher)))
+    assert not (tmp_path / "run" / "batches").exists()
 
 
 def test_a_run_with_other_options_is_refused(trained: Path, tokens: Path) -> None:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from videoclip.data.clips import ClipBatch
 from videoclip.gather import gather, gather_with_gradient, rank_offset, rows_per_rank
-from videoclip.losses import chance_of_contrastive_loss
+from videoclip.losses import chance_of_contrastive_loss, contrastive_loss
 from videoclip.retrieval.false_negatives import PAPER, false_negatives, pair_labels
 
 BLOCK = 1 << 20  # similarities of own pairs with all that are held at a time: 4 MB as float32
@@ -81,6 +81,15 @@ class Pairs:
             for block in blocks
         ]
         return torch.stack(parts).sum()
+
+    def contrast(self, temperature: Tensor) -> Tensor:
+        """`contrastive_loss` of own pairs against all, scalar: symmetric InfoNCE at a temperature."""
+
+        def loss_of(block: Pairs) -> Tensor:
+            gathered = block.all_video, block.all_text
+            return contrastive_loss(block.video, block.text, temperature, gathered, block.rank_offset, block.excluded)
+
+        return self.mean(loss_of)
 
     @torch.no_grad()
     def figures(self) -> dict[str, Tensor]:

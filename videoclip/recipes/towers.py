@@ -26,13 +26,12 @@ from videoclip.encoders.image import ImageEncoder
 from videoclip.encoders.text_tower import TextTower
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.errors import InputError
-from videoclip.losses import chance_of_contrastive_loss, contrastive_loss
-from videoclip.model import LOWEST_TEMPERATURE
 from videoclip.packed import Packed
 from videoclip.parts.clip import Transformer
 from videoclip.parts.pairs import gather_pairs
 from videoclip.parts.saved import SavedTowers
 from videoclip.pretrained import find_folder, load_weights, read_config
+from videoclip.two_towers import LearnsTemperature
 
 FROZEN_SECONDS = 512  # longest clip of a model without trained positions
 
@@ -109,7 +108,7 @@ class Addition(nn.Module):
         return self.last(self.last_norm(pooled))
 
 
-class Recipe(SavedTowers):
+class Recipe(LearnsTemperature, SavedTowers):
     """Frozen towers and their additions. The text side is the frozen encoder's, found in `frozen.video_encoder`."""
 
     recipe: ClassVar[str] = "towers"
@@ -140,8 +139,7 @@ class Recipe(SavedTowers):
         frozen_video, video = self._video(batch.video_tokens)
         frozen_text, text = self._text(batch.word_ids)
         pairs = gather_pairs(video, text, batch)
-        gathered = pairs.all_video, pairs.all_text
-        loss = contrastive_loss(video, text, self.temperature, gathered, pairs.rank_offset, pairs.excluded)
+        loss = pairs.contrast(self.temperature)
         moved = (video - frozen_video).square().sum(1).mean() + (text - frozen_text).square().sum(1).mean()
         return {
             "loss": loss + self.config.penalty * moved,
@@ -149,7 +147,7 @@ class Recipe(SavedTowers):
             "moved": moved.detach(),
             **pairs.figures(),
             "temperature": self.temperature.detach(),
-            "chance_loss": chance_of_contrastive_loss(pairs.excluded),
+            "chance_loss": pairs.chance_loss(),
         }
 
     def embed_video(self, tokens: Packed) -> Tensor:
@@ -187,16 +185,6 @@ class Recipe(SavedTowers):
         frozen = F.normalize(frozen, dim=-1)
         added = frozen if addition is None else frozen + addition
         return F.normalize(frozen, dim=-1), F.normalize(added, dim=-1)
-
-    @property
-    def temperature(self) -> Tensor:
-        """Scalar that divides similarities."""
-        return self.log_temperature.exp()
-
-    def after_step(self) -> None:
-        """Keep the temperature from falling below CLIP's limit."""
-        with torch.no_grad():
-            self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
 
     @classmethod
     def from_pretrained(cls, folder_or_id: Path | str) -> Recipe:
