@@ -4,13 +4,11 @@
 video of ten times the length in the middle of the list, and as its last.
 `list`: a list of 1.2 million videos: seconds until the first one starts, and the driver's memory.
 `open`: shards of 1.2 million videos of a few tokens: seconds and memory to open them, and files open at once.
-`captions`: a file like HowTo100M's raw_caption.json: megabytes a second to find its members, and memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -18,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,36 +249,6 @@ def _watch_open_files(most: dict[str, int]) -> None:
         time.sleep(0.05)
 
 
-def captions(options: argparse.Namespace) -> None:
-    """Find the members of a file like raw_caption.json."""
-    from videoclip.data.json_members import JsonMembers
-
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "raw_caption.json"
-        with open(path, "w") as file:
-            file.writelines(_members(options.count))
-        size = path.stat().st_size / 1e6
-        start, used = time.perf_counter(), time.process_time()
-        members = JsonMembers(path)
-        count = len(members)
-        seconds, processor = time.perf_counter() - start, time.process_time() - used
-        rate = f"{processor:.1f} of this process: {size / processor:.0f} MB/s"
-        print(f"{count} members, {size:.0f} MB: {seconds:.1f} s ({rate})")
-        first = members["v0000000000"]
-        print(f"{len(first['text'])} lines of the first; {peak_memory():.2f} GB")
-
-
-def _members(count: int) -> Iterator[str]:
-    """110 lines each, as HowTo100M's videos have."""
-    lines = [f"and then we stir it slowly number {n}" for n in range(110)]
-    times = [round(3.57 * n, 2) for n in range(110)]
-    value = json.dumps({"start": times, "end": [t + 4.2 for t in times], "text": lines})
-    yield "{"
-    for number in range(count):
-        yield f'{", " if number else ""}"v{number:010d}": {value}'
-    yield "}"
-
-
 def main() -> None:
     """Run one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -295,7 +262,6 @@ def main() -> None:
     for kind, function, count in (
         ("list", list_start, 1_200_000),
         ("open", open_shards, 1_200_000),
-        ("captions", captions, 20_000),
     ):
         of_kind = kinds.add_parser(kind)
         of_kind.add_argument("--count", type=int, default=count)
@@ -306,7 +272,7 @@ def main() -> None:
     of_opened.set_defaults(run=opened)
     options = parser.parse_args()
     if options.kind is None:
-        for kind in ("scale", "list", "open", "captions"):
+        for kind in ("scale", "list", "open"):
             print(f"-- {kind}", flush=True)
             subprocess.run([sys.executable, __file__, kind], check=True)
         return

@@ -28,7 +28,6 @@ from pipelines.extraction_plan import cut_into_parts, read_plans, videos_in_part
 from pipelines.extraction_pool import DEATHS, Answer, Job
 from pipelines.extraction_worker import ExtractionWorker, Outcome, Work, WorkerOptions
 from pipelines.runs import Quarantine
-from videoclip.data.json_members import JsonMembers
 from videoclip.data.shards import Manifest, Shards
 from videoclip.data.stored_list import VideoList, digests_of
 from videoclip.data.video import FrameFormat, clips_of_seconds, decode_seconds
@@ -496,38 +495,3 @@ def test_an_error_that_is_not_the_files_costs_one_video(tmp_path: Path, long_vid
     assert (outcomes[1].seconds, outcomes[1].duration) == (4, 4.0) and tokens[1] is not None
     np.testing.assert_array_equal(tokens[1], worker.encoder.encode_video(long_video, 3.0, 7.0))
     assert outcomes[2].kind == "input" and "no such video file" in outcomes[2].reason
-
-
-# --- Captions that are larger than the memory ---------------------------------------------------------------------
-
-NAMES = st.text(max_size=8)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=90),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(NAMES, VALUES, max_size=6), st.booleans(), st.integers(1, 90), st.sampled_from([None, 1]))
-@settings(max_examples=60, deadline=None)
-def test_members_are_found_wherever_a_chunk_of_the_file_ends(
-    tmp_path_factory: pytest.TempPathFactory, members: dict[str, Any], ascii_only: bool, chunk: int, indent: int | None
-) -> None:
-    path = tmp_path_factory.mktemp("json") / "raw_caption.json"
-    path.write_bytes(json.dumps(members, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("videoclip.data.json_members.CHUNK", chunk)
-        found = JsonMembers(path)
-    assert dict(found) == json.loads(path.read_bytes())
-    with pytest.raises(KeyError):
-        found["a name that is longer than eight"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[1]", '{"a" 1}', '{"a": [1}', '{"a": {"b": "c', '{"a": 1 "b": 2}', '{"a": 1,}', "{1: 2}", '{"a": tru}'],
-)
-def test_what_is_no_json_object_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
-    (tmp_path / "raw_caption.json").write_text(text)
-    with pytest.raises(InputError, match=r"raw_caption\.json: (not valid JSON|expected a JSON object)"):
-        JsonMembers(tmp_path / "raw_caption.json")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from videoclip.data.annotated_clips import read_csv_rows
-from videoclip.data.json_members import JsonMembers
 from videoclip.errors import InputError
 from videoclip.files import read_json
 
 
-def read_raw_captions(path: Path) -> Mapping[str, Any]:
-    """Captions by video id, each `{"start": […], "end": […], "text": […]}` in seconds, not yet checked. Of a json only
-    the names are held in memory; 9 GB of captions are read one video at a time.
+def read_raw_captions(path: Path) -> dict[str, Any]:
+    """Captions by video id, each `{"start": […], "end": […], "text": […]}` in seconds, not yet checked.
 
     `path` is `raw_caption.json` (or `caption.json`, the same without stop words) or a folder of csv files.
     Raises InputError if it is neither.
@@ -26,7 +23,10 @@ def read_raw_captions(path: Path) -> Mapping[str, Any]:
         if not files:
             raise InputError(f"{path}: a folder of captions must hold <video_id>.csv files")
         return {file.stem: read_csv_captions(file) for file in files}
-    return JsonMembers(path)
+    captions = read_json(path)
+    if not isinstance(captions, dict):
+        raise InputError(f'{path}: expected {{video_id: {{"start": [...], "end": [...], "text": [...]}}}}')
+    return captions
 
 
 def read_topics(path: Path) -> dict[str, str]:

@@ -63,7 +63,7 @@ class SubtitleFiles:
         self.videos = videos
         self.language = language.lower()
         self.beside = str(captions) == BESIDE
-        self._database: Mapping[str, object] | None = None
+        self._database: dict[str, object] | None = None
         self._table: Path | None = None
         self._files: dict[str, list[Path]] = {}
         path = Path(captions)

@@ -97,7 +97,7 @@ def read_videos(source: Path, root: Path | None = None) -> Iterator[Row]:
         yield from _of_tar(source)
         return
     reader = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows, ".jsonl": _json_rows}[suffix]
-    folder = (root or source.parent).resolve()
+    folder = source.parent.resolve() if root is None else root
     for number, values in reader(source):
         where = f"{source}:{number}"
         if isinstance(values, BadRow):
