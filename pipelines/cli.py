@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.stopping import EXIT_CODE, Stopped
 from videoclip.errors import InputError
+from videoclip.remote import StorageError
 
 # verb -> module:function. The function's first parameter is the dataclass of its options, whose docstring is the help.
 # Imported when chosen: `--help` should not wait for torch.
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except StorageError as error:
+        return _fail(f"{error}; the same command goes on from here")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             place = f" ({error.filename})" if error.filename else ""
@@ -121,6 +124,7 @@ def _run(verb: str, words: list[str]) -> int:
 
     from pipelines.figures import Figures
     from pipelines.options import read_options
+    from pipelines.remote_options import at_hand
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(format="%(message)s")
@@ -133,7 +137,8 @@ def _run(verb: str, words: list[str]) -> int:
     if "recipe" in config_class.__dataclass_fields__:  # whose options depend on which one it is
         config_class = module.config_of_recipe(_chosen_recipe(words, path, config_class.recipe))
     default = {"default": read_options(path, config_class)} if path else {}
-    result = function(tyro.cli(config_class, prog=f"videoclip {verb}", args=words, **default))
+    with at_hand(tyro.cli(config_class, prog=f"videoclip {verb}", args=words, **default)) as config:
+        result = function(config)
     if isinstance(result, Figures) and result:
         print(result)
     return 0

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import ray
@@ -45,6 +45,8 @@ Parts = list[tuple[int, list[int]]]  # numbers of parts, and the rows of the lis
 @dataclass(frozen=True)
 class ExtractConfig:
     """Turn a folder or a list of videos into shards of tokens. Run it again to go on where it stopped."""
+
+    streams_videos: ClassVar[bool] = True  # they may be in a store
 
     videos: Path
     """Folder of video files, searched recursively; a file's name without its suffix is its video id. Or a list: csv,

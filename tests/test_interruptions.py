@@ -28,6 +28,7 @@ from pipelines.training_progress import TrainingProgress
 from videoclip.checkpoints import TrainingState
 from videoclip.data.clips import ClipConfig
 from videoclip.data.shards import Shards
+from videoclip.data.sources import open_shards
 from videoclip.data.words import train_wordpiece
 from videoclip.errors import InputError
 from videoclip.files import read_json_lines
@@ -64,7 +65,7 @@ def plan(make_shards: Callable[..., Shards], tmp_path: Path, monkeypatch: pytest
 
 
 def run(plan: TrainingPlan) -> None:
-    texts = [text for record in Shards(plan.shards) for text in record.captions.text]
+    texts = [text for record in open_shards(plan.shards) for text in record.captions.text]
     train_wordpiece(texts).save(plan.output / "text")
     with Heartbeat(plan.output, 0, 1) as heartbeat:
         Training(plan, 0, 1, heartbeat).run()
