@@ -39,6 +39,7 @@ from videoclip.encoders.stretches import Seam, Stretch, cut, fit_together, stret
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.encoders.x3d import X3D
 from videoclip.errors import InputError
+from videoclip.remote import is_remote
 
 # --- Lists --------------------------------------------------------------------------------------------------------
 
@@ -67,8 +68,9 @@ def test_a_list_says_which_seconds_of_which_file_and_what_is_said(tmp_path: Path
     reasons = [row.reason for row in rows[3:] if isinstance(row, BadRow)]
     assert len(reasons) == 3 and all(f"list.csv:{line}" in reason for line, reason in zip((5, 6, 7), reasons))
     assert "must lie after its start" in reasons[0] and "no video id" in reasons[1] and "not a time" in reasons[2]
-    with pytest.raises(InputError, match="only files can be read"):
-        local_path("s3://bucket/x.mp4")
+    assert is_remote(local_path("s3://bucket/x.mp4"))
+    with pytest.raises(InputError, match="download it first"):
+        local_path("https://bucket/x.mp4")
 
 
 def test_published_lists_are_known_by_their_columns(tmp_path: Path) -> None:

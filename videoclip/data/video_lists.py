@@ -21,6 +21,7 @@ from typing import Any
 
 from videoclip.data.video import VIDEO_SUFFIXES, find_videos
 from videoclip.errors import InputError
+from videoclip.remote import is_remote, look
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LIST_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".tar")
@@ -84,6 +85,9 @@ def read_videos(source: Path, root: Path | None = None) -> Iterator[Row]:
     Raises InputError if there is no such folder or list, or it has no columns that name videos.
     """
     source = Path(source)
+    if is_remote(source):
+        yield from map(_of_file, find_videos(source))
+        return
     if source.is_dir():
         tars = sorted(source.glob("*.tar"))
         yield from itertools.chain.from_iterable(map(_of_tar, tars)) if tars else map(_of_file, find_videos(source))
@@ -273,17 +277,19 @@ def _of_members(tar: tarfile.TarFile, path: Path, key: str, members: Mapping[str
 
 
 def local_path(location: str) -> Path:
-    """The file that a location of a list means: the one place where a location becomes something to open.
+    """The file that a location of a list means, on this machine or in a store: the one place where a location becomes
+    something to open.
 
     Raises InputError if there is none, or it is a URI of a kind that cannot be read.
     """
     if location.startswith("file://"):
         location = location.removeprefix("file://")
-    elif "://" in location:
-        raise InputError(f"{location}: only files can be read; download it first")
+    elif "://" in location and not is_remote(location):
+        raise InputError(f"{location}: only files and s3, gs and hdfs can be read; download it first")
     if location.endswith(ANY_SUFFIX):
         stem = location.removesuffix(ANY_SUFFIX)
-        found = next((path for suffix in VIDEO_SUFFIXES if (path := Path(stem + suffix)).is_file()), None)
+        candidates = (Path(stem + suffix) for suffix in VIDEO_SUFFIXES)
+        found = next((path for path in candidates if (look(path) if is_remote(path) else path.is_file())), None)
         if found is None:
             raise InputError(f"{stem}: no such video file (looked for {', '.join(VIDEO_SUFFIXES)})")
         return found
