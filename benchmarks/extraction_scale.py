@@ -78,7 +78,7 @@ def run_waiting(folder: Path, videos: Any, workers: int, on_ready: bool = True) 
     config = ExtractConfig(Path("made"), folder, videos_per_part=16)
     parts = _missing(config, manifest, videos, np.zeros(0, np.uint64))
     captions = CaptionSource(None, False, 0, Quarantine(folder), videos)
-    actor: Any = ray.remote(WaitingWorker).options(**actor_options(1, 1, 1))
+    actor: Any = ray.remote(**actor_options(1, 1, 1))(WaitingWorker)
     pool = Pool(lambda: actor.remote(WorkerOptions(folder, expects_gpu=True)), lambda: workers, 1)
     while on_ready and len(pool.devices) < workers:
         pool.next()

@@ -191,7 +191,7 @@ def _encode(parts: Parts, config: ExtractConfig, videos: VideoList, captions: Ca
         options = WorkerOptions(
             config.output, config.decoder, config.compile, threads, config.gpu_batch, expects_gpu=gpus > 0
         )
-        actor: Any = ray.remote(ExtractionWorker).options(**actor_options(cpus, gpus, threads))
+        actor: Any = ray.remote(**actor_options(cpus, gpus, threads))(ExtractionWorker)
 
         def wanted() -> int:
             return min(config.workers or actors_that_fit(cpus, gpus), run.waits_for())
