@@ -82,8 +82,8 @@ def test_tokens_of_another_encoder_or_of_other_videos_are_not_mixed(ray: None, t
 
 
 def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
-    plans = tmp_path / "tokens"  # the name of a call that is running is its process's: only then is one killed
-    killed, thread = kill_first_worker("ExtractionWorker.encode", lambda: any(plans.glob("plan-*")))
+    parts = tmp_path / "tokens"
+    killed, thread = kill_first_worker("ExtractionWorker", lambda: any(parts.glob("part-*")))  # others are on their way
     shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
     thread.join()
     assert killed, "the test must have killed a worker"
