@@ -317,7 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--videos", type=int, default=600, help="of the training split")
-    parser.add_argument("--steps", type=int, default=600, help="of every row")
+    parser.add_argument("--steps", type=int, default=1000, help="of every row")
     parser.add_argument("--encoder-steps", type=int, default=500, help="of the dual encoder that is frozen then")
     parser.add_argument("--output", type=Path, default=Path("runs/prompting-benchmark"))
     parser.add_argument("--cost", action="store_true", help="only what the text side costs")
