@@ -74,7 +74,7 @@ def train_clip(videos: list[KitchenVideo], words: WordTokenizer, seed: int, step
     for number in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, (number + 1) / 40) * (1 - number / steps)
-        chosen = generator.choice(len(said), min(96, len(said)), replace=False)
+        chosen = generator.choice(len(said), min(64, len(said)), replace=False)
         frames = np.stack([pictures[i][generator.integers(len(pictures[i]))] for i in chosen])
         images = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
         ids, mask = words.clip_ids([said[i][generator.integers(len(WRITTEN))] for i in chosen], MAX_WORDS).padded()
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--written", type=int, default=80, help="videos with captions, for the CLIP that is frozen")
     parser.add_argument("--narrated", type=int, default=160, help="videos with narration, to train with")
-    parser.add_argument("--clip-steps", type=int, default=600, help="of the CLIP")
+    parser.add_argument("--clip-steps", type=int, default=500, help="of the CLIP")
     parser.add_argument("--steps", type=int, default=400, help="on narration")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/towers-benchmark"))
