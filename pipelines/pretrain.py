@@ -88,6 +88,9 @@ class PretrainConfig:
     similarity: str = "model"
     """What videos are compared by: `model` (as it learns; mean frozen tokens in the first epoch of a new one), `tokens`
     (mean frozen tokens, no model is run), or the folder or hub id of a trained model, a teacher."""
+    cluster_ahead: bool = False
+    """Make an epoch's batches beside the epoch before, of the model as that began, so that nobody waits for them. For
+    corpora so large that clustering takes as long as training."""
     clips_for_similarity: int = 2
     """Clips whose mean embedding stands for a video when videos are compared by a model."""
     skip: Skip = field(default_factory=Skip)
@@ -275,6 +278,7 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int, stop: St
         not config.init,
         config.topics,
         config.seed,
+        config.cluster_ahead,
     )
     plan = TrainingPlan(
         shards=config.shards,

@@ -1,12 +1,15 @@
 """The batches of every epoch of `videoclip pretrain`: what videos are compared by, their clusters, all on disk.
 
 All workers embed a share each; the first of them clusters. A clustering is a file of the run folder, so a run that
-is resumed has the batches that it had.
+is resumed has the batches that it had. Either everybody waits while it is made, of the model as it is; or, `ahead`, it
+is made beside the epoch before, of the model as it was when that began: what comes out depends on neither's speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +40,8 @@ class BatchPlan:
     """Whether the model starts untrained, so that in the first epoch it knows less than its frozen tokens."""
     topics: Path | None
     seed: int
+    ahead: bool = False
+    """Cluster beside the epoch before, of embeddings by the model as that epoch began."""
 
     def seed_of(self, epoch: int) -> int:
         """Of an epoch's clustering."""
@@ -46,7 +51,8 @@ class BatchPlan:
         """What videos are compared by in an epoch."""
         if self.options.mode == "random":
             return "tokens"  # to label near-duplicates by, at no cost
-        return "tokens" if self.similarity == "model" and epoch == 0 and self.from_nothing else self.similarity
+        untrained = self.from_nothing and epoch <= int(self.ahead)  # the model that would embed for this epoch
+        return "tokens" if self.similarity == "model" and untrained else self.similarity
 
 
 class Clusterings:
@@ -61,24 +67,48 @@ class Clusterings:
         self.topics = topics_of(plan.topics, sampler.shards, self.rows) if rank == 0 else None
         self.folder = output / "batches"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._beside: _Beside | None = None
 
-    def start_epoch(self, epoch: int, model: TwoTowers) -> Clustering:
-        """The clustering of an epoch; made first, where it is not there yet."""
-        path = self.folder / f"clustering-{epoch:04d}.npz"
+    def start_epoch(self, epoch: int, model: TwoTowers, is_last: bool = True) -> Clustering:
+        """The clustering of an epoch; made first, where it is not there yet. That of the next is begun, if `ahead`.
+
+        Raises what went wrong where it was made.
+        """
+        if self._beside is not None:
+            self._beside.wait()
+            self._beside = None
+        barrier()
+        path = self._path(epoch)
         if not agreed(path.exists()):
             self._embed(model, epoch)
             if self.rank == 0:
-                arguments = self.rows, self._shares(epoch), path, self.plan.options, self.plan.seed_of(epoch)
-                cluster_to_file(self.sampler.shards.folder, self.output, *arguments, self.topics)
+                self._cluster(epoch)
             barrier()
+        if self.plan.ahead and not is_last and not agreed(self._path(epoch + 1).exists()):
+            # A run that is resumed within an epoch finds what its workers, however many, embedded as it began.
+            if not agreed(bool(self._embedded_shares(epoch + 1))):
+                self._embed(model, epoch + 1)
+            if self.rank == 0:
+                self._beside = _Beside(self._cluster, epoch + 1)
         clustering = Clustering.load(path)
         barrier()  # nobody may clear away what another still reads
         return clustering
 
+    def _cluster(self, epoch: int) -> None:
+        shares, seed = self._embedded_shares(epoch), self.plan.seed_of(epoch)
+        arguments = self.rows, shares, self._path(epoch), self.plan.options, seed
+        cluster_to_file(self.sampler.shards.folder, self.output, *arguments, self.topics)
+        for share in self.folder.glob(f"embeddings-{epoch:04d}-*.npy"):  # of other numbers of workers, that were killed
+            share.unlink()
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"clustering-{epoch:04d}.npz"
+
     def _embed(self, model: TwoTowers, epoch: int) -> None:
         """Leave this worker's share of the embeddings on disk, where the clustering finds it."""
         share = shares_of_blocks(self.rows, self.workers)[self.rank]
-        write_array(self._shares(epoch)[self.rank], self._embedded(model, share, epoch).astype(np.float16))
+        path = self._shares(epoch, self.workers)[self.rank]
+        write_array(path, self._embedded(model, share, epoch).astype(np.float16))
         barrier()
 
     def _embedded(self, model: TwoTowers, share: np.ndarray, epoch: int) -> np.ndarray:
@@ -97,8 +127,41 @@ class Clusterings:
             write_array(kept, embed_videos(teacher, sampler, share, self.plan.seed, 0).astype(np.float16))
         return np.load(kept)
 
-    def _shares(self, epoch: int) -> list[Path]:
-        return [self.folder / f"embeddings-{epoch:04d}-{rank:03d}.npy" for rank in range(self.workers)]
+    def _shares(self, epoch: int, workers: int) -> list[Path]:
+        names = [f"embeddings-{epoch:04d}-{rank:05d}-of-{workers:05d}.npy" for rank in range(workers)]
+        return [self.folder / name for name in names]
+
+    def _embedded_shares(self, epoch: int) -> list[Path]:
+        """Files that together hold all embeddings for an epoch, whoever wrote them; none if some are missing."""
+        counts = {int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"embeddings-{epoch:04d}-*.npy")}
+        for workers in sorted(counts):
+            shares = self._shares(epoch, workers)
+            if all(path.exists() for path in shares):
+                return shares
+        return []
+
+
+class _Beside(threading.Thread):
+    """A call in a thread of its own, while this one trains. It ends with the process; what it writes is whole."""
+
+    def __init__(self, function: Callable[[int], None], epoch: int) -> None:
+        super().__init__(name="clustering", daemon=True)
+        self._call = functools.partial(function, epoch)
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """The call; what it raises is kept."""
+        try:
+            self._call()
+        except BaseException as error:  # raised where training can hear of it
+            self._error = error
+
+    def wait(self) -> None:
+        """Until it has returned. Raises what it raised."""
+        self.join()
+        if self._error is not None:
+            raise self._error
 
 
 def cluster_to_file(

@@ -137,7 +137,7 @@ class Training:
         torch.manual_seed(int(np.random.default_rng(seeds).integers(2**62)))
         self.heartbeat.doing = "embedding and clustering the videos"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.computation.bfloat16):
-            clustering = self.clusterings.start_epoch(epoch, self.recipe)
+            clustering = self.clusterings.start_epoch(epoch, self.recipe, epoch + 1 == plan.epochs)
         if state.place and state.random:
             restore_random_state(state.random)
         of_clustering = {"batch_seconds": time.perf_counter() - start}
