@@ -3,7 +3,7 @@
 A small CLIP (transformers' own) is trained on single frames and written captions of one channel, and frozen. It makes
 the tokens of another channel, which has narration only. On top, at equal steps and on the same clips: the residual
 recipe without and with a penalty, and a VideoCLIP from scratch on the same tokens. All are asked with what the narrator
-says during each held-out step, and with its written caption.
+says about each held-out step, and with its written caption.
 
     python benchmarks/towers.py            # the table of docs/systems.md
 """
@@ -30,7 +30,7 @@ from videoclip.encoders.image import HIDDEN, ImageEncoder
 from videoclip.evaluation.retrieval import retrieve_clips
 from videoclip.files import write_json
 from videoclip.recipes import towers, videoclip
-from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, caption, narrate, plan_kitchen
+from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, caption, narrate, narrate_phrases, plan_kitchen
 from videoclip.synthetic.kitchen.pictures import SIZE, draw_frames
 from videoclip.synthetic.kitchen.vocabulary import WRITTEN
 from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer, step
@@ -118,19 +118,15 @@ def write_shards(videos: list[KitchenVideo], config: KitchenConfig, encoder: Ima
 
 
 def questions(videos: list[KitchenVideo], config: KitchenConfig) -> dict[str, list[AnnotatedClip]]:
-    """Held-out steps with what is said during them, and with what is written about them."""
+    """Held-out steps with all that the narrator says about them, and with what is written about them."""
     asked: dict[str, list[AnnotatedClip]] = {"narrated": [], "written": []}
     for video in videos:
-        lines = narrate(video, config)
-        for one in video.steps:
-            during = [
-                text
-                for start, end, text in zip(lines["start"], lines["end"], lines["text"])
-                if one.start <= (start + end) / 2 < one.end
-            ]
+        phrases = narrate_phrases(video, config)
+        for number, one in enumerate(video.steps):
+            said = [phrase.text for phrase in phrases if phrase.step == number]
             where = (video.video_id, float(round(one.start)), float(round(one.end)))
-            if during:
-                asked["narrated"].append(AnnotatedClip(*where, (" ".join(during),)))
+            if said:
+                asked["narrated"].append(AnnotatedClip(*where, (" ".join(said),)))
                 asked["written"].append(AnnotatedClip(*where, (caption(one, WRITTEN[0]),)))
     return asked
 
