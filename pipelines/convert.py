@@ -15,6 +15,8 @@ from videoclip.convert import (
     features_to_shards,
     fingerprint_of_features,
     from_alpro,
+    from_collaborative_experts,
+    from_efficient_prompt,
     from_mmpt,
     shards_to_features,
 )
@@ -55,6 +57,32 @@ class ConvertAlproConfig:
     """train_ans2label.json, for a checkpoint of question answering: its answers in words."""
     heads: int | None = None
     """Attention heads, where they are not one for 64 columns."""
+
+
+@dataclass(frozen=True)
+class ConvertExpertsConfig:
+    """A checkpoint of the collaborative-experts and TeachText release, CE or MoEE, into a model folder."""
+
+    checkpoint: Annotated[Path, Positional]
+    """The release's trained_model.pth; nothing that it pickles is run."""
+    output: Annotated[Path, Positional]
+    """Model folder to write."""
+
+
+@dataclass(frozen=True)
+class ConvertPromptsConfig:
+    """A checkpoint of the Efficient-Prompt release, with the CLIP that is in it, into a model folder."""
+
+    checkpoint: Annotated[Path, Positional]
+    """For instance HMDB_best.pth.tar."""
+    output: Annotated[Path, Positional]
+    """Model folder to write."""
+    prefix: int = 16
+    """Vectors before a name's words, as it was trained: the file does not say."""
+    postfix: int = 16
+    """Vectors behind them."""
+    tokenizer: Path | None = None
+    """Folder of the CLIP with tokenizer.json, to be stored in the model folder, so that it takes texts."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +151,31 @@ def convert_alpro(config: ConvertAlproConfig) -> None:
     model.save_pretrained(config.output)
     vision, trained = model.shape.vision, ", ".join(model.config.losses) or f"{model.config.answers} answers"
     print(f"{config.output}: {vision.frames} frames of {vision.size} x {vision.size}; {trained}")
+
+
+@writes_output
+def convert_experts(config: ConvertExpertsConfig) -> None:
+    """Raises InputError if the checkpoint cannot be read safely or is of another model."""
+    model = from_collaborative_experts(config.checkpoint)
+    model.save_pretrained(config.output)
+    kind = "experts that gate each other (CE)" if model.config.collaborative else "experts for themselves (MoEE)"
+    print(f"{config.output}: {len(model.config.widths)} {kind}, texts {model.config.text_dimension} wide")
+
+
+@writes_output
+def convert_prompts(config: ConvertPromptsConfig) -> None:
+    """Raises InputError if the checkpoint cannot be read safely, is of another model, or the tokenizer of another."""
+    model = from_efficient_prompt(config.checkpoint, config.prefix, config.postfix)
+    if config.tokenizer is not None:
+        tokenizer = WordTokenizer.load(config.tokenizer)
+        if tokenizer.vocabulary != model.config.clip["vocabulary"]:
+            raise InputError(
+                f"{config.tokenizer}: knows {tokenizer.vocabulary} words but the checkpoint's CLIP "
+                f"{model.config.clip['vocabulary']}; it was trained with another tokenizer"
+            )
+        model.frozen.tokenizer = tokenizer
+    model.save_pretrained(config.output)
+    print(f"{config.output}: {'; '.join(model.config.describe().values())}")
 
 
 @writes_output

@@ -1,5 +1,6 @@
 """A tiny model of every recipe and batches for it: what the tests of all recipes are made of."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.test_towers import clip_words, hub_folder
 from videoclip.data.clips import ClipBatch
+from videoclip.data.words import WordTokenizer
 from videoclip.encoders.image import ImageEncoder
 from videoclip.model import VideoCLIP, VideoCLIPConfig
 from videoclip.packed import Packed
@@ -59,22 +60,39 @@ def make_frozen_in_time(folder: Path | None = None, pooling: str = "mean") -> fr
 
 def make_towers(folder: Path, pooling: str = "mean") -> towers.Recipe:
     """Around a CLIP with random weights, as the hub has them."""
-    return towers.around(clip_of(folder), towers.Options(hidden_width=8, layers=1, heads=2, max_seconds=8, max_words=8))
+    options = towers.Options(hidden_width=16, layers=1, heads=2, penalty=0.5, max_seconds=8, temperature=0.02)
+    return towers.around(clip_of(folder), options)
 
 
 def clip_of(folder: Path) -> ImageEncoder:
     """Made once in a folder."""
-    if not (folder / "hub").exists():
-        hub_folder(folder / "hub")
-    return ImageEncoder.from_pretrained(str(folder / "hub"))
+    if not (folder / "clip").exists():
+        write_clip(folder / "clip")
+    return ImageEncoder.from_pretrained(str(folder / "clip"))
+
+
+def write_clip(folder: Path) -> None:
+    """A CLIP of 30 words whose pictures are embedded 8 wide, for the recipe towers, as the hub has models."""
+    from tokenizers import Tokenizer, models, processors
+    from transformers import CLIPConfig, CLIPModel
+
+    ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, **{f"w{number}": number for number in range(4, 30)}}
+    tokenizer = Tokenizer(models.WordLevel(ids, "[UNK]"))
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = {**size, "vocab_size": 30, "max_position_embeddings": 14, "bos_token_id": 2, "eos_token_id": 3}
+    vision = {**size, "image_size": 16, "patch_size": 16}
+    torch.manual_seed(1)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    WordTokenizer(tokenizer).save(folder)
+    preparation = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preparation))
 
 
 def make_prompting(folder: Path | None = None, pooling: str = "mean") -> prompting.Recipe:
     """Prompts around a VideoCLIP of ours."""
-    return prompting.prompted(
-        prompting.Options(prefix=2, postfix=2, frames=4),
-        VideoCLIP(replace(CONFIG, pooling=pooling, positions=60, max_seconds=8, max_words=40)),
-    )
+    options = prompting.Options(prefix=2, postfix=2, frames=3, heads=2, symmetric=True)
+    return prompting.prompted(options, VideoCLIP(replace(CONFIG, pooling=pooling)))
 
 
 MAKERS: dict[str, Callable[[Path, str], nn.Module]] = {
@@ -116,25 +134,14 @@ def share_of(batch: ClipBatch, rank: int | None) -> ClipBatch:
     return replace(share, labels=labels, rows_per_rank=counts)
 
 
-def batch_of(name: str, folder: Path, number: int = 0, rank: int | None = None) -> ClipBatch:
-    """The same pairs as each recipe has them in shards: tokens, embeddings of a CLIP, or frames."""
+def batch_of(name: str, number: int = 0, rank: int | None = None) -> ClipBatch:
+    """The same pairs as each recipe has them in shards: rows of 8 numbers, or frames."""
     batch = global_batch(number)
-    generator = torch.Generator().manual_seed(number)
     if name in FRAMES:
+        generator = torch.Generator().manual_seed(number)
         rows = torch.randint(0, 256, (len(batch.video_tokens.rows), SIZE * SIZE * 3), generator=generator)
         batch = replace(batch, video_tokens=batch.video_tokens.with_rows(rows.half()))
-    if name == "towers":
-        rows = torch.randn(len(batch.video_tokens.rows), 12, generator=generator)
-        batch = replace(batch, video_tokens=batch.video_tokens.with_rows(rows), word_ids=as_clips_words(batch.word_ids))
     return share_of(batch, rank)
-
-
-def as_clips_words(words: Packed) -> Packed:
-    """Ids between the first and the last word of CLIP's tokenizer."""
-    known = clip_words()
-    ids = words.rows % (known.vocabulary - 3)
-    ids = torch.where(words.rows == 2, torch.full_like(ids, known.cls_id), ids)
-    return words.with_rows(torch.where(words.rows == 3, torch.full_like(ids, known.sep_id), ids))
 
 
 @torch.no_grad()

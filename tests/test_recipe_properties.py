@@ -27,7 +27,7 @@ def update(
     model: nn.Module, optimizer: torch.optim.Optimizer, name: str, folder: Path, number: int
 ) -> dict[str, float]:
     torch.manual_seed(number)  # masks, negatives and crops, dropout where there is any
-    return step(model.train(), optimizer, batch_of(name, folder, number), 3e-3, 20.0)
+    return step(model.train(), optimizer, batch_of(name, number), 3e-3, 20.0)
 
 
 @every_recipe
@@ -63,7 +63,7 @@ def test_every_trained_parameter_has_a_gradient_and_no_frozen_one_moves(name: st
 @every_recipe
 def test_batch_composition_changes_nothing(name: str, folder: Path) -> None:
     """Nor does padding: sequences are packed, and a neighbour's length is all that could be padded to."""
-    model, batch = make(name, folder).eval(), batch_of(name, folder)
+    model, batch = make(name, folder).eval(), batch_of(name)
     order = torch.tensor([4, 9, 1])
     fewer = replace(batch, video_tokens=batch.video_tokens.take(order), word_ids=batch.word_ids.take(order))
     for few, all_of_them in zip(embedded(model, fewer), embedded(model, batch)):
@@ -78,7 +78,7 @@ def test_every_word_and_every_frame_is_looked_at_from_both_sides(name: str, fold
 
     (The text sides of CLIPs are causal, and are read at their end.)
     """
-    model, batch = make(name, folder, pooling="cls").eval(), batch_of(name, folder)
+    model, batch = make(name, folder, pooling="cls").eval(), batch_of(name)
     text, clip = batch.word_ids.take(torch.tensor([5])), batch.video_tokens.take(torch.tensor([3]))
     clip = clip.with_rows(clip.rows)
     clip = type(clip)(clip.rows[:1].repeat(2, 1), torch.tensor([2]))
@@ -113,7 +113,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(name: str, folder: Path, t
 
 @every_recipe
 def test_a_saved_model_is_the_same_when_its_folder_is_read(name: str, folder: Path, tmp_path: Path) -> None:
-    model, batch = make(name, folder).eval(), batch_of(name, folder)
+    model, batch = make(name, folder).eval(), batch_of(name)
     if name == "towers":
         model.frozen.video_encoder = clip_of(folder)
     model.save_pretrained(tmp_path / "model")

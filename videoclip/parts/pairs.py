@@ -83,10 +83,14 @@ class Pairs:
         ]
         return torch.stack(parts).sum()
 
-    def contrast(self, temperature: Tensor | float) -> Tensor:
-        """`contrastive_loss` of own pairs against those of all workers, false negatives left out."""
-        gathered = self.all_video, self.all_text
-        return contrastive_loss(self.video, self.text, temperature, gathered, self.rank_offset, self.excluded)
+    def contrast(self, temperature: Tensor) -> Tensor:
+        """`contrastive_loss` of own pairs against all, scalar: symmetric InfoNCE at a temperature."""
+
+        def loss_of(block: Pairs) -> Tensor:
+            gathered = block.all_video, block.all_text
+            return contrastive_loss(block.video, block.text, temperature, gathered, block.rank_offset, block.excluded)
+
+        return self.mean(loss_of)
 
     @torch.no_grad()
     def figures(self) -> dict[str, Tensor]:
