@@ -44,7 +44,7 @@ Config = TypeVar("Config")
 def at_hand(config: Config) -> Iterator[Config]:
     """The options of a stage with local paths for what is in a store; the same object where nothing is.
 
-    Raises InputError if an input is not there, or another machine writes to the output.
+    Raises InputError if an input is not there, another machine writes to the output, or several would here.
     """
     changes: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -56,6 +56,11 @@ def at_hand(config: Config) -> Iterator[Config]:
                 changes |= _videos(config, Path(value))
             elif item.name != "output":
                 changes[item.name] = type(value)(local_copy(Path(value)))
+            elif getattr(config, "address", None) and not os.environ.get("VIDEOCLIP_RUNS"):
+                raise InputError(
+                    f"--output {remote.uri(value)} with --address: the workers of all machines write to one folder; "
+                    "set VIDEOCLIP_RUNS to one that they share, from where it is copied"
+                )
             elif value.suffix in RESULTS:  # one file of results; others may come to lie beside it
                 changes[item.name] = stack.enter_context(mirrored(value.parent)) / value.name
             else:
@@ -87,7 +92,8 @@ def mirrored(target: Path) -> Iterator[Path]:
     """
     from pipelines.runs import locked  # which brings Ray: not for verbs that have nothing in a store
 
-    place = cache_folder() / "runs" / hashlib.sha256(remote.uri(target).encode()).hexdigest()[:16]
+    runs = Path(os.environ.get("VIDEOCLIP_RUNS") or cache_folder() / "runs")
+    place = runs / hashlib.sha256(remote.uri(target).encode()).hexdigest()[:16]
     with locked(place, "a run"):
         mirror = Mirror(target, place / target.name)
         mirror.claim()

@@ -19,6 +19,7 @@ from object_store import Proxy, object_store
 from test_interruptions import plan, run, same_bits  # noqa: F401  # a fixture
 
 from pipelines import remote_options
+from pipelines.cli import main
 from pipelines.pretrain_worker import TrainingPlan
 from pipelines.remote_options import at_hand, mirrored
 from pipelines.report import ReportConfig
@@ -219,6 +220,21 @@ def test_a_training_on_shards_in_a_store_ends_with_the_same_bits(
     assert same_bits(plan, elsewhere) and not store.faults
 
 
+def test_the_command_takes_uris_and_tells_of_a_store_that_fails_in_one_line(
+    stored: tuple[Shards, Path], store: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local, target = stored
+    home = remote.uri(target.parent)
+    assert main(["convert", "shards", f"{home}/shards", f"{home}/features"]) == 0
+    names = {file.path.name for file in remote.list_files(target.parent / "features")}
+    assert {f"{video_id}.npy" for video_id in local.video_ids()} < names
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    store.faults = [("GET", "shards/manifest.json", "busy")] * 9
+    assert main(["convert", "shards", f"{home}/shards", f"{home}/other"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"videoclip: {home}/shards/manifest.json: ") and said.count("\n") == 1
+
+
 # --- Videos -------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +268,7 @@ class Options:
     annotations: Path | None = None
     videos: Path | None = None
     videos_in: Path | None = None
+    address: str | None = None
     streams_videos: ClassVar[bool] = True
 
 
@@ -302,6 +319,8 @@ def test_results_and_errors_are_copied_too_and_a_stray_registry_is_refused(store
         write_json(config.output, {"R@1": 0.5})
         _ = 1 / 0
     assert json.loads(remote.read_bytes(HOME / "runs" / "three" / "metrics.json")) == {"R@1": 0.5}
+    with pytest.raises(InputError, match="set VIDEOCLIP_RUNS"), at_hand(Options(HOME / "runs" / "x", address="auto")):
+        raise AssertionError
     bad = {"files": {"../../x": [1, "0" * 64]}}
     remote.write_bytes(HOME / "runs" / "four" / "files.json", json.dumps(bad).encode())
     with pytest.raises(InputError, match="not a file name below"), at_hand(Options(HOME / "runs" / "four")):
