@@ -152,18 +152,22 @@ class ShardWriter:
         return self.manifest
 
     def _write_part(self) -> None:
-        import pyarrow as pa
-
         name = f"part-{len(self.manifest.parts):05d}.arrow"
-        with atomic_path(self.folder / name) as temporary:
-            with pa.OSFile(str(temporary), "wb") as sink:
-                write_batch(sink, _to_arrow(self._waiting, self.manifest.dimension))
-            digest, size = sha256(temporary), temporary.stat().st_size
-        seconds = sum(len(record.tokens) for record in self._waiting)
-        self.manifest.parts.append(Part(name, len(self._waiting), seconds, size, digest))
+        self.manifest.parts.append(write_part(self.folder, name, self._waiting, self.manifest.dimension))
         self.manifest.complete = False  # until `close`, also where videos are added to a folder that was complete
         self.manifest.write(self.folder)
         self._waiting = []
+
+
+def write_part(folder: Path, name: str, records: list[VideoRecord], dimension: int) -> Part:
+    """Write one part, which no manifest names yet. The same records make the same bytes."""
+    import pyarrow as pa
+
+    with atomic_path(folder / name) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink:
+            write_batch(sink, _to_arrow(records, dimension))
+        digest, size = sha256(temporary), temporary.stat().st_size
+    return Part(name, len(records), sum(len(record.tokens) for record in records), size, digest)
 
 
 class Shards:

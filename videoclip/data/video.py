@@ -125,7 +125,7 @@ def clips_of_seconds(seconds: Iterable[np.ndarray], offsets: np.ndarray) -> Iter
     for index, second in enumerate(_with_repeated_edges(seconds, offsets)):
         if index == 0:
             fps = len(second)
-            before, after = _reach(offsets, fps)
+            before, after = reach(offsets, fps)
         window.append(second)
         if len(window) == before + 1 + after:
             frames = np.concatenate(window) if len(window) > 1 else window[0]
@@ -133,7 +133,7 @@ def clips_of_seconds(seconds: Iterable[np.ndarray], offsets: np.ndarray) -> Iter
             window.popleft()
 
 
-def _reach(offsets: np.ndarray, fps: int) -> tuple[int, int]:
+def reach(offsets: np.ndarray, fps: int) -> tuple[int, int]:
     """How many whole seconds before and after its own a clip looks at."""
     return max(0, -int(offsets.min() // fps)), max(0, int(offsets.max() // fps))
 
@@ -143,7 +143,7 @@ def _with_repeated_edges(seconds: Iterable[np.ndarray], offsets: np.ndarray) -> 
     after = 0
     for second in seconds:
         if last is None:
-            before, after = _reach(offsets, len(second))
+            before, after = reach(offsets, len(second))
             yield from (np.broadcast_to(second[:1], second.shape) for _ in range(before))
         last = second
         yield second
