@@ -3,7 +3,7 @@
 `at_hand` replaces such options by local paths for the time that a stage runs:
 
 - `shards` stay what they are, and so do the `videos` of a stage that `streams_videos`: parts go through the cache of
-  shards, videos are read as they are decoded. A list of videos is fetched; its paths go on from where it was.
+  shards, videos are read as they are decoded.
 - `output` becomes a folder of this machine, a `Mirror` of the one in the store: what is there is fetched first, so that
   a run goes on on another machine; what is new is copied every minute and at the end, however the run ends.
 - any other option that names a file or folder becomes a copy in the cache.
@@ -52,9 +52,11 @@ def at_hand(config: Config) -> Iterator[Config]:
             value = getattr(config, item.name)
             if item.name in READ_AS_NEEDED or not _names_remote(value):
                 continue
-            if item.name == "videos":
-                changes |= _videos(config, Path(value))
-            elif item.name != "output":
+            if item.name == "videos" and getattr(config, "streams_videos", False):
+                continue
+            if item.name == "videos" and not remote.look(Path(value)):
+                raise InputError(f"{remote.uri(value)}: `extract` alone streams videos; mount or copy them for this")
+            if item.name != "output":
                 changes[item.name] = type(value)(local_copy(Path(value)))
             elif getattr(config, "address", None) and not os.environ.get("VIDEOCLIP_RUNS"):
                 raise InputError(
@@ -66,16 +68,6 @@ def at_hand(config: Config) -> Iterator[Config]:
             else:
                 changes[item.name] = stack.enter_context(mirrored(value))
         yield dataclasses.replace(config, **changes) if changes else config  # type: ignore[type-var]
-
-
-def _videos(config: object, videos: Path) -> dict[str, Any]:
-    """What becomes of `videos`: a folder stays, a list is fetched. Raises InputError where a stage cannot have that."""
-    if remote.look(videos):
-        root = {"videos_in": videos.parent} if getattr(config, "videos_in", "none") is None else {}
-        return {"videos": local_copy(videos), **root}
-    if not getattr(config, "streams_videos", False):
-        raise InputError(f"{remote.uri(videos)}: videos are streamed by `extract` alone; mount or copy them for this")
-    return {}
 
 
 def _names_remote(value: object) -> bool:
