@@ -118,7 +118,7 @@ def test_the_benchmark_of_texts_and_videos_is_known_by_its_name(
 ) -> None:
     asked = []
 
-    def run(model: VideoCLIP, tasks: list[Any], config: MTEBConfig) -> Figures:
+    def run(model: VideoCLIP, revision: str, tasks: list[Any], config: MTEBConfig) -> Figures:
         asked.extend(tasks)  # their data comes from the hub
         return Figures({})
 
@@ -135,13 +135,43 @@ def test_a_task_of_the_harness_runs_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = VideoCLIP.from_pretrained(trained / "model")
     config = MTEBConfig(trained / "model", output=tmp_path / "metrics.json")
-    metrics = run_tasks_of_mteb(model, [kitchen_task(corpus / "test" / "videos", False)], config)
+    metrics = run_tasks_of_mteb(model, "1", [kitchen_task(corpus / "test" / "videos", False)], config)
     ranks = first_step_ranks(model, corpus / "test" / "videos")
     of_task = metrics["KitchenT2VRetrieval"]
     assert of_task["R@1"] == pytest.approx(100 * (ranks <= 1).mean(), abs=0.01)
     assert of_task["R@5"] == pytest.approx(100 * (ranks <= 5).mean(), abs=0.01)
     assert read_json(tmp_path / "metrics.json") == metrics
     assert list((tmp_path / "results").rglob("KitchenT2VRetrieval.json")), "mteb keeps its own record"
+
+
+def test_frozen_towers_are_measured_with_no_training(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--model frozen --shards FOLDER`: the folder's own two-tower model, whose figures are those of `encode_…`."""
+    import mteb
+    from test_towers import hub_folder
+
+    from videoclip.data.captions import NO_CAPTIONS
+    from videoclip.data.shards import Manifest, ShardWriter, VideoRecord
+    from videoclip.encoders.image import ImageEncoder
+    from videoclip.recipes.towers import frozen_towers
+
+    hub_folder(tmp_path / "hub")
+    encoder = ImageEncoder.from_pretrained(str(tmp_path / "hub"))
+    encoder.save(tmp_path / "shards")
+    writer = ShardWriter(tmp_path / "shards", Manifest(encoder.name, encoder.fingerprint(), encoder.dimension))
+    writer.add(VideoRecord("v", 2.0, np.zeros((2, encoder.dimension), np.float16), NO_CAPTIONS))
+    writer.close()
+    task = kitchen_task(corpus / "test" / "videos", False)
+    monkeypatch.setattr(mteb, "get_task", lambda name: task)
+    config = MTEBConfig(Path("frozen"), tmp_path / "shards", ("KitchenT2VRetrieval",), output=tmp_path / "metrics.json")
+    metrics = evaluate_mteb(config)["KitchenT2VRetrieval"]
+    model, planned = frozen_towers(tmp_path / "shards"), [v for v in plan_kitchen(KITCHEN) if v.split == "test"]
+    videos = [model.encode_video(corpus / "test" / "videos" / f"{v.video_id}.mp4").numpy() for v in planned]
+    texts = model.encode_text([caption(video.steps[0]) for video in planned]).numpy()
+    assert metrics["R@1"] == pytest.approx(100 * (ranks_of_positives(texts, np.stack(videos)) <= 1).mean(), abs=0.01)
+    with pytest.raises(InputError, match="give --shards, too"):
+        evaluate_mteb(MTEBConfig(Path("frozen"), tasks=("KitchenT2VRetrieval",)))
 
 
 def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_embedded(trained: Path, corpus: Path) -> None:
@@ -162,4 +192,4 @@ def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_embedded(tra
 
 def test_a_task_that_mteb_does_not_know_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mteb knows no such task"):
-        evaluate_mteb(MTEBConfig(trained / "model", ("YouCook3",), output=tmp_path / "m.json"))
+        evaluate_mteb(MTEBConfig(trained / "model", tasks=("YouCook3",), output=tmp_path / "m.json"))

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from videoclip.data.caption_table import CaptionTable
 from videoclip.data.captions import Captions, Line, captions_of_video, read_captions
-from videoclip.data.howto100m import read_csv_captions, read_raw_captions
+from videoclip.data.howto100m import read_csv_captions
 from videoclip.data.subtitles import (
     SUBTITLE_SUFFIXES,
     Subtitles,
@@ -22,6 +23,7 @@ from videoclip.data.subtitles import (
 )
 from videoclip.errors import InputError
 from videoclip.files import sha256
+from videoclip.storage import cache_folder
 
 BESIDE = "beside"
 
@@ -63,7 +65,7 @@ class SubtitleFiles:
         self.videos = videos
         self.language = language.lower()
         self.beside = str(captions) == BESIDE
-        self._database: dict[str, object] | None = None
+        self._database: Mapping[str, object] | None = None
         self._table: Path | None = None
         self._files: dict[str, list[Path]] = {}
         path = Path(captions)
@@ -76,7 +78,7 @@ class SubtitleFiles:
                 kinds = ", ".join((*SUBTITLE_SUFFIXES, ".csv"))
                 raise InputError(f"{path}: no subtitles here (looked for {kinds}, named like their videos)")
         elif path.suffix.lower() == ".json" and not _is_transcript(path):
-            self._database = read_raw_captions(path)
+            self._database = CaptionTable.make(path, cache_folder() / "captions")
             self._table = path
         elif path.is_file() and path.suffix.lower() in SUBTITLE_SUFFIXES:
             ids = [video_id for video_id in videos if _belongs(path, video_id)] or list(videos)
