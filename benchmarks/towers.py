@@ -3,7 +3,7 @@
 A small CLIP (transformers' own) is trained on single frames and written captions of one channel, and frozen. It makes
 the tokens of another channel, which has narration only. On top, at equal steps and on the same clips: the residual
 recipe without and with a penalty, and a VideoCLIP from scratch on the same tokens. All are asked with what the narrator
-says during each held-out step, and with its written caption.
+says about each held-out step, and with its written caption.
 
     python benchmarks/towers.py            # the table of docs/systems.md
 """
@@ -30,7 +30,7 @@ from videoclip.encoders.image import HIDDEN, ImageEncoder
 from videoclip.evaluation.retrieval import retrieve_clips
 from videoclip.files import write_json
 from videoclip.recipes import towers, videoclip
-from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, caption, narrate, plan_kitchen
+from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, caption, narrate, narrate_phrases, plan_kitchen
 from videoclip.synthetic.kitchen.pictures import SIZE, draw_frames
 from videoclip.synthetic.kitchen.vocabulary import WRITTEN
 from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer, step
@@ -74,7 +74,7 @@ def train_clip(videos: list[KitchenVideo], words: WordTokenizer, seed: int, step
     for number in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, (number + 1) / 40) * (1 - number / steps)
-        chosen = generator.choice(len(said), min(96, len(said)), replace=False)
+        chosen = generator.choice(len(said), min(64, len(said)), replace=False)
         frames = np.stack([pictures[i][generator.integers(len(pictures[i]))] for i in chosen])
         images = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
         ids, mask = words.clip_ids([said[i][generator.integers(len(WRITTEN))] for i in chosen], MAX_WORDS).padded()
@@ -118,19 +118,15 @@ def write_shards(videos: list[KitchenVideo], config: KitchenConfig, encoder: Ima
 
 
 def questions(videos: list[KitchenVideo], config: KitchenConfig) -> dict[str, list[AnnotatedClip]]:
-    """Held-out steps with what is said during them, and with what is written about them."""
+    """Held-out steps with all that the narrator says about them, and with what is written about them."""
     asked: dict[str, list[AnnotatedClip]] = {"narrated": [], "written": []}
     for video in videos:
-        lines = narrate(video, config)
-        for one in video.steps:
-            during = [
-                text
-                for start, end, text in zip(lines["start"], lines["end"], lines["text"])
-                if one.start <= (start + end) / 2 < one.end
-            ]
+        phrases = narrate_phrases(video, config)
+        for number, one in enumerate(video.steps):
+            said = [phrase.text for phrase in phrases if phrase.step == number]
             where = (video.video_id, float(round(one.start)), float(round(one.end)))
-            if during:
-                asked["narrated"].append(AnnotatedClip(*where, (" ".join(during),)))
+            if said:
+                asked["narrated"].append(AnnotatedClip(*where, (" ".join(said),)))
                 asked["written"].append(AnnotatedClip(*where, (caption(one, WRITTEN[0]),)))
     return asked
 
@@ -207,7 +203,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--written", type=int, default=80, help="videos with captions, for the CLIP that is frozen")
     parser.add_argument("--narrated", type=int, default=160, help="videos with narration, to train with")
-    parser.add_argument("--clip-steps", type=int, default=600, help="of the CLIP")
+    parser.add_argument("--clip-steps", type=int, default=500, help="of the CLIP")
     parser.add_argument("--steps", type=int, default=400, help="on narration")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--output", type=Path, default=Path("runs/towers-benchmark"))

@@ -142,6 +142,17 @@ def test_a_step_compares_with_its_own_classes_and_some_others() -> None:
     assert len(draw_batch(clips, names, 3, 2, np.random.default_rng(0), 1).classes) == 2, "never fewer than its own"
 
 
+def test_the_command_prompts_and_evaluates(actions: PromptConfig, tmp_path: Path) -> None:
+    files = f"--shards {actions.shards} --classes {actions.classes}"
+    train = f"prompt {files} --train {actions.train} --test {actions.test} --model.towers {actions.model.towers}"
+    train += f" --steps 1 --batch 4 --model.prefix 2 --model.postfix 2 --model.frames 8 --output {tmp_path / 'c'}"
+    assert main(train.split()) == 0 and (tmp_path / "c/model/config.json").exists()
+    asked = f"{files} --model {tmp_path / 'c/model'} --output {tmp_path / 'm.json'}"
+    assert main(f"evaluate actions {asked} --annotations {actions.test}".split()) == 0
+    assert main(f"evaluate detection {asked} --annotations {tmp_path / 'truth.json'} --rule thumos".split()) == 0
+    assert read_json(tmp_path / "m.json")["mAP"] >= 0
+
+
 # --- Converting -----------------------------------------------------------------------------------------------------
 
 

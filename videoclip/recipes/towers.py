@@ -106,7 +106,9 @@ class Addition(nn.Module):
         places = (torch.arange(len(x.rows)) - x.starts[x.owners]).to(x.rows.device)
         x = self.transformer(x.with_rows(self.linear(self.norm(x.rows)) + self.positions(places)))
         pooled = torch.cat([run.mean(1) for run in x.by_run()])[torch.argsort(order).to(x.rows.device)]
-        return self.last(self.last_norm(pooled))
+        # Adam's first steps move every weight by the learning rate, and here all at once: without the root an addition
+        # of noise outweighs the frozen embedding, which is of unit length, within ten steps.
+        return self.last(self.last_norm(pooled)) / math.sqrt(self.last.in_features)
 
 
 class Recipe(LearnsTemperature, SavedTowers):

@@ -181,7 +181,8 @@ def _cluster_source(
 ) -> list[np.ndarray]:
     """Each pass in batches of similar videos; what does not fill one joins what is left of the other passes."""
     options = replace(options, videos_per_batch=source.size)
-    full, rest = [], [np.zeros(0, np.int64)]
+    full: list[np.ndarray] = []
+    rest = [np.zeros(0, np.int64)]
     grouping = options.mode, options.clusters_per_batch, options.skip, options.faiss_index
     for number, places in enumerate(passes):
         if len(places):
