@@ -59,17 +59,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/batches-kitchen"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="ROW")
     parser.add_argument("--videos-per-batch", type=int, default=16)
     options = parser.parse_args()
-    results: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    results: dict[str, list[dict[str, float]]] = {variant: [] for variant in options.rows}
     with ray_session(None):
         for seed in range(options.seeds):
             folder = options.output / f"seed-{seed}"
             corpus = prepare_corpus(folder, seed)
-            for variant, changes in VARIANTS.items():
+            for variant in options.rows:
                 name = f"{variant.replace(' ', '-').replace(',', '')}-of-{options.videos_per_batch}"
                 config = of_size(pretraining(corpus, folder / name, seed), options.videos_per_batch, corpus)
-                config = replace(config, **changes)
+                config = replace(config, **VARIANTS[variant])
                 model = pretrain(config).model
                 results[variant].append(of_run(config, *evaluate(corpus, model, folder / name / "evaluation")))
     write_json(options.output / f"batches-of-{options.videos_per_batch}.json", results)

@@ -240,7 +240,7 @@ NAMED = [  # name, file, text that stands there once, what takes its place, test
     ),
     (
         "excluded pairs not given to the loss",
-        "videoclip/recipes/videoclip.py",
+        "videoclip/parts/pairs.py",
         "gathered, block.rank_offset, block.excluded)",
         "gathered, block.rank_offset)",
         ["tests/test_training.py"],

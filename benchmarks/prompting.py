@@ -1,10 +1,10 @@
 """Efficient-Prompt on the kitchen: learned prompts, hand-written ones, linear probes, and what the text side costs.
 
-The frozen dual encoder is one of ours: pictures are described by a random network that sees single frames, and a
-VideoCLIP is trained on (one frame, what the narrator says meanwhile). No motion is inside. Actions come in four pairs
-that share every picture and differ in order and pace alone. A clip is 16 consecutive frames, 2 seconds, of one step;
-test steps are held-out videos. Every row is trained the same number of steps on the same clips, the last step is
-reported, and nothing is chosen on test steps.
+The frozen dual encoder is one of ours (`kitchen_frames.py`): pictures are described by a random network that sees
+single frames, and a VideoCLIP is trained on (one frame, what the narrator says meanwhile). No motion is inside. Actions
+come in four pairs that share every picture and differ in order and pace alone. A clip is 16 consecutive frames, 2
+seconds, of one step; test steps are of held-out videos. Every row is trained the same number of steps on the same
+clips, the last step is reported, and nothing is chosen on test steps. Finished seeds are kept in --output.
 
     python benchmarks/prompting.py                 # the tables of docs/systems.md
     python benchmarks/prompting.py --cost          # the text side, cut behind the end word, against the release's 77
@@ -13,32 +13,30 @@ reported, and nothing is chosen on test steps.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from kitchen_frames import KEPT, WIDTH, Steps, dual_encoder, kitchen_steps
 from torch import Tensor, nn
 
 from videoclip.data.action_clips import ActionBatch
-from videoclip.data.words import train_wordpiece
-from videoclip.files import write_arrays
-from videoclip.losses import contrastive_loss
-from videoclip.model import VideoCLIP, VideoCLIPConfig
+from videoclip.files import write_json
+from videoclip.model import VideoCLIP
 from videoclip.packed import Packed
 from videoclip.parts.clip import Clip, ClipConfig
 from videoclip.parts.prompts import Prompts, TemporalTransformer
 from videoclip.recipes.prompting import Options, prompted
-from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, narrate, plan_kitchen
-from videoclip.synthetic.kitchen.pictures import FPS, draw_seconds
 from videoclip.synthetic.kitchen.vocabulary import ACTIONS, INGREDIENTS
 
-FRAMES, BATCH, WIDTH, PICTURE_WIDTH = 16, 64, 128, 256
-LEARNING_RATE, DECAY = 2e-3, 0.01
+FRAMES, BATCH, DECAY = 16, 64, 0.01
+LEARNING_RATE = 2e-3
+FEW = 80  # videos, of which a temporal layer learns the looks instead
 ACTION_NAMES = [action.spoken[0][0] for action in ACTIONS]
 INGREDIENT_NAMES = [word.spoken[0] for word, _, _ in INGREDIENTS]
 PAIRS = [(a, i) for a in range(len(ACTIONS)) for i in range(len(INGREDIENTS))]
@@ -52,109 +50,6 @@ TEMPLATES = (
     "start with this {}",
     "as you can see here {}",
 )
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Steps of one split: `frames` float16 [N, D] and `lengths` [S] of every step, `action`, `ingredient` int64 [S],
-    `said`: what the narrator says meanwhile."""
-
-    frames: np.ndarray
-    lengths: np.ndarray
-    action: np.ndarray
-    ingredient: np.ndarray
-    said: list[list[str]]
-
-    def of(self, features: Tensor) -> list[Tensor]:
-        """Features [N, H] by step."""
-        return list(features.split(self.lengths.tolist()))
-
-
-# --- The corpus and the frozen dual encoder -----------------------------------------------------------------------
-
-
-class PictureNetwork(nn.Module):
-    """Random convolutions over one picture, and where in the picture they answered: uint8 [N, 64, 64, 3] -> [N, D]."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(8)
-        )
-        self.projection = nn.Linear(32 * 64, PICTURE_WIDTH, bias=False)
-
-    @torch.inference_mode()
-    def forward(self, pictures: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        return self.projection(self.layers(x).flatten(1)).numpy()
-
-
-def kitchen(seed: int, folder: Path) -> dict[str, Clips]:
-    """Both splits of one corpus; features already in `folder` are used again."""
-    config = KitchenConfig(seed=seed, train_videos=80, test_videos=48)
-    videos = plan_kitchen(config)
-    path = folder / f"prompting-{seed}.npz"
-    if not path.exists():
-        network = PictureNetwork(seed)
-        drawn = [network(np.concatenate(list(draw_seconds(video)))) for video in videos]  # [duration * FPS, D] each
-        known = np.concatenate([rows for rows, video in zip(drawn, videos) if video.split == "train"])
-        mean, deviation = known.mean(0), known.std(0) + 1e-6
-        write_arrays(path, **{v.video_id: ((r - mean) / deviation).astype(np.float16) for v, r in zip(videos, drawn)})
-    stored = np.load(path)
-    return {split: _clips([v for v in videos if v.split == split], stored, config) for split in ("train", "test")}
-
-
-def _clips(videos: list[KitchenVideo], stored: dict[str, np.ndarray], config: KitchenConfig) -> Clips:
-    frames, action, ingredient, said = [], [], [], []
-    for video in videos:
-        rows, lines = stored[video.video_id], narrate(video, config)
-        for step in video.steps:
-            frames.append(rows[int(np.ceil(step.start * FPS)) : int(step.end * FPS)])
-            action.append(step.action)
-            ingredient.append(step.ingredient)
-            meanwhile = [
-                text
-                for start, end, text in zip(lines["start"], lines["end"], lines["text"])
-                if start < step.end and end > step.start
-            ]
-            said.append(meanwhile)
-    lengths = np.array([len(rows) for rows in frames])
-    return Clips(np.concatenate(frames), lengths, np.array(action), np.array(ingredient), said)
-
-
-def dual_encoder(train: Clips, seed: int, steps: int) -> VideoCLIP:
-    """A VideoCLIP of (one frame, one to four lines of the narrator), frozen afterwards."""
-    texts = [text for lines in train.said for text in lines]
-    tokenizer = train_wordpiece([*texts, *ACTION_NAMES, *INGREDIENT_NAMES, *TEMPLATES], 600)
-    torch.manual_seed(seed)
-    config = VideoCLIPConfig(
-        video_dimension=PICTURE_WIDTH, width=WIDTH, layers=2, video_layers=1, heads=4, intermediate=4 * WIDTH,
-        transformer="separate", vocabulary=tokenizer.vocabulary, positions=64, max_seconds=1, max_words=48,
-        cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id, dropout=0.0,
-    )  # fmt: skip
-    model = VideoCLIP(config)
-    model.frozen.tokenizer = tokenizer
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
-    generator = np.random.default_rng([seed, 7])
-    starts = np.cumsum(train.lengths) - train.lengths
-    told = np.array([step for step, lines in enumerate(train.said) if lines])
-    for number in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (number + 1) / 50) * (1 - number / steps)
-        chosen = generator.choice(told, 128)
-        rows = starts[chosen] + (generator.random(128) * train.lengths[chosen]).astype(np.int64)
-        lines = []
-        for step in chosen:
-            first = generator.integers(len(train.said[step]))
-            lines.append(" ".join(train.said[step][first : first + generator.integers(1, 5)]))
-        video = model.embed_video(Packed(torch.from_numpy(train.frames[rows]), torch.ones(128, dtype=torch.int64)))
-        text = model.embed_text(tokenizer.clip_ids(lines, config.max_words))
-        optimizer.zero_grad()
-        contrastive_loss(video, text, model.temperature).backward()
-        optimizer.step()
-        model.after_step()
-    return model.requires_grad_(False).eval()
 
 
 # --- One task -----------------------------------------------------------------------------------------------------
@@ -172,37 +67,43 @@ class Task:
 class Bench:
     """Frozen frame features of one corpus, and everything that is trained on top of them."""
 
-    def __init__(self, model: VideoCLIP, splits: dict[str, Clips], seed: int, steps: int) -> None:
+    def __init__(self, model: VideoCLIP, splits: dict[str, Steps], seed: int, steps: int) -> None:
         self.model, self.seed, self.steps = model, seed, steps
-        self.features = {}
+        self.features = {}  # split -> (S, KEPT, H)
+        frozen = prompted(Options(prefix=0, postfix=0, layers=0), model)
         for split, clips in splits.items():
-            tokens = torch.from_numpy(clips.frames)
-            rows = [
-                model.embed_video(Packed(piece, torch.ones(len(piece), dtype=torch.int64)))
-                for piece in tokens.split(8192)
-            ]
-            self.features[split] = clips.of(torch.cat(rows))
+            tokens = torch.from_numpy(clips.frames).flatten(0, 1)
+            rows = [frozen.frame_features(Packed(piece, torch.tensor([len(piece)]))) for piece in tokens.split(8192)]
+            self.features[split] = Packed.together(rows).rows.unflatten(0, (-1, KEPT))
 
     def train_batch(
         self, generator: np.random.Generator, rows: np.ndarray, labels: np.ndarray, names: Packed
     ) -> ActionBatch:
         """Clips of 16 consecutive frames of steps drawn from `rows`."""
         chosen = generator.choice(rows, BATCH)
-        clips = []
-        for step in chosen:
-            features = self.features["train"][step]
-            first = generator.integers(len(features) - FRAMES + 1)
-            clips.append(features[first : first + FRAMES])
-        return ActionBatch(Packed.of(clips), names, torch.from_numpy(labels[chosen]))
+        first = generator.integers(KEPT - FRAMES + 1, size=BATCH)
+        clips = self.features["train"][chosen[:, None], first[:, None] + np.arange(FRAMES)]
+        return ActionBatch(_packed(clips), names, torch.from_numpy(labels[chosen]))
 
     def clips(self, split: str, rows: np.ndarray) -> Packed:
-        """The middle 16 frames of steps."""
-        clips = []
-        for step in rows:
-            features = self.features[split][step]
-            first = (len(features) - FRAMES) // 2
-            clips.append(features[first : first + FRAMES])
-        return Packed.of(clips)
+        """The middle 16 frames of what there is of steps."""
+        first = (KEPT - FRAMES) // 2
+        return _packed(self.features[split][rows, first : first + FRAMES])
+
+    def pace_by_hand(self, labels: dict[str, np.ndarray]) -> float:
+        """Percent of test steps whose action is told from its partner by how much further frames differ that are four
+        apart than two apart: fast actions repeat after four. Which is more is read off the training steps."""
+        ratios = {}
+        for split in ("train", "test"):
+            frames = self.features[split]  # (S, KEPT, H)
+            far, near = ((frames[:, k:] - frames[:, :-k]).norm(dim=2).mean(1) for k in (4, 2))
+            ratios[split] = (far / near).numpy()
+        right = np.zeros(len(labels["test"]), bool)
+        for action in range(0, len(ACTIONS), 2):
+            one, other = (ratios["train"][labels["train"] == action + i].mean() for i in range(2))
+            answer = action + (np.abs(ratios["test"] - other) < np.abs(ratios["test"] - one))
+            right |= answer == labels["test"]
+        return 100 * float(right.mean())
 
     def names(self, task: Task, template: str = "{}") -> Packed:
         return self.model.tokenizer().clip_ids([template.replace("{}", name) for name in task.names], 24)
@@ -256,6 +157,10 @@ class Bench:
             return scores(self.clips("test", np.arange(len(task.test))))
 
 
+def _packed(clips: Tensor) -> Packed:
+    return Packed(clips.flatten(0, 1), torch.full((len(clips),), clips.shape[1]))
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Percent of the labelled rows (label >= 0) whose class is first."""
     known = labels >= 0
@@ -274,8 +179,9 @@ def within_pair(logits: Tensor, labels: Tensor) -> float:
 
 def one_seed(seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Every figure of one corpus: row -> column -> percent."""
-    splits = kitchen(seed, options.cache)
-    model = dual_encoder(splits["train"], seed, options.encoder_steps)
+    splits = kitchen_steps(seed, options.videos, options.output)
+    names = [*ACTION_NAMES, *INGREDIENT_NAMES, *TEMPLATES]
+    model = dual_encoder(splits["train"], names, seed, options.encoder_steps)
     bench = Bench(model, splits, seed, options.steps)
     train, test = splits["train"], splits["test"]
     actions = Task(ACTION_NAMES, train.action, test.action)
@@ -286,27 +192,33 @@ def one_seed(seed: int, options: argparse.Namespace) -> dict[str, dict[str, floa
         table.setdefault(row, {})[column] = value
         print(f"seed {seed}: {row:32s} {column:16s} {value:5.1f}", flush=True)
 
+    few = np.arange(len(train.action) * min(FEW, options.videos) // options.videos)
     rows: list[tuple[str, Callable[[Task], Tensor]]] = [
         ("bare name (0+X+0)", lambda task: bench.prompts(task, 0, 0)),
         ("hand-written", bench.hand_written),
-        *((f"learned {k}+X+{k}", lambda task, k=k: bench.prompts(task, k, 0)) for k in (2, 4, 8, 16)),
-        ("learned 16+X+16, 1 temporal layer", lambda task: bench.prompts(task, 16, 1)),
-        ("learned 16+X+16, 2 temporal layers", lambda task: bench.prompts(task, 16, 2)),
+        ("learned 4+X+4", lambda task: bench.prompts(task, 4, 0)),
+        ("learned 16+X+16", lambda task: bench.prompts(task, 16, 0)),
         ("linear probe, mean frame", lambda task: bench.probe(task, 0)),
+    ]
+    temporal: list[tuple[str, Callable[[Task], Tensor]]] = [
+        ("learned 16+X+16, 1 temporal layer", lambda task: bench.prompts(task, 16, 1)),
+        (f"the same, of {FEW} videos only", lambda task: bench.prompts(task, 16, 1, few)),
         ("linear probe, 1 temporal layer", lambda task: bench.probe(task, 1)),
     ]
     labels = torch.from_numpy(test.action)
-    for name, logits_of in rows:
+    for name, logits_of in [*rows, *temporal]:
         logits = logits_of(actions)
         note(name, "action", accuracy(logits, labels))
         note(name, "within pair", within_pair(logits, labels))
+    for name, logits_of in rows:
         note(name, "ingredient", accuracy(logits_of(ingredients), torch.from_numpy(test.ingredient)))
+    note("difference of frames, by hand", "within pair", bench.pace_by_hand({k: v.action for k, v in splits.items()}))
     _pairs(bench, train, test, seed, note)
     _few_shots(bench, {"action": actions, "ingredient": ingredients}, seed, options.steps // 2, note)
     return table
 
 
-def _pairs(bench: Bench, train: Clips, test: Clips, seed: int, note: Callable[[str, str, float], None]) -> None:
+def _pairs(bench: Bench, train: Steps, test: Steps, seed: int, note: Callable[[str, str, float], None]) -> None:
     """Action and ingredient together, a quarter of the pairs unseen in training."""
     order = np.random.default_rng([seed, 13]).permutation(len(PAIRS))
     unseen = np.zeros(len(PAIRS), bool)
@@ -344,8 +256,16 @@ def _few_shots(
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Mean and standard error over seeds."""
-    seeds = [one_seed(seed, options) for seed in range(options.seeds)]
+    """Mean and standard error over seeds; those that are finished already are used again."""
+    seeds = []
+    setting = {"videos": options.videos, "steps": options.steps, "encoder_steps": options.encoder_steps}
+    for seed in options.seeds:
+        path = options.output / f"seed-{seed}.json"
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        if stored.get("setting") != setting:
+            stored = {"setting": setting, "table": one_seed(seed, options)}
+            write_json(path, stored)
+        seeds.append(stored["table"])
     columns = ["action", "within pair", "ingredient", "seen pair", "unseen pair"]
     print("\n| | action (chance 12.5) | within its pair (50) | ingredient (8.3) | seen pair | unseen pair |")
     print("|---|---|---|---|---|---|")
@@ -398,10 +318,11 @@ def _as_released(clip: Clip, prompts: Prompts, vectors: Packed) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300, help="of every row")
-    parser.add_argument("--encoder-steps", type=int, default=500, help="of the dual encoder that is frozen then")
-    parser.add_argument("--cache", type=Path, help="folder for the frames' features, used again by the next run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--videos", type=int, default=600, help="of the training split")
+    parser.add_argument("--steps", type=int, default=800, help="of every row")
+    parser.add_argument("--encoder-steps", type=int, default=400, help="of the dual encoder that is frozen then")
+    parser.add_argument("--output", type=Path, default=Path("runs/prompting-benchmark"))
     parser.add_argument("--cost", action="store_true", help="only what the text side costs")
     parser.add_argument("--repeats", type=int, default=5, help="of --cost")
     parser.add_argument("--threads", type=int, default=1)
@@ -410,9 +331,7 @@ def main() -> None:
     if options.cost:
         cost(options.repeats)
         return
-    with TemporaryDirectory() as folder:
-        options.cache = options.cache or Path(folder)
-        tables(options)
+    tables(options)
 
 
 if __name__ == "__main__":

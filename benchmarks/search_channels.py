@@ -1,6 +1,6 @@
 """What the words are worth beside the picture: moments of narrated videos, found by descriptions nobody ever said.
 
-For each of three seeds a kitchen corpus and a model trained on its training half. The test videos, which the model
+For each of three seeds the demo's corpus and model. The test videos, which the model
 never saw, are indexed with their narration. Queries are the annotators' sentences, phrased as the narrator never
 does; an answer is right if its video is and it overlaps the described step by IoU 0.5 or more. The channels' weights
 are fitted on the descriptions of every second test video, and all figures are of the others, among all videos. In the
@@ -16,15 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.experiment import prepare_corpus, pretraining
+from pipelines.experiment import Corpus, prepare_corpus, pretraining
 from pipelines.index import IndexConfig, build_index
 from pipelines.pretrain import pretrain
 from pipelines.ray_session import ray_session
 from pipelines.search import open_archive
 from videoclip.files import read_json, write_json
-from videoclip.search.fitting import Described, fit_fusion, read_described, score_answers
+from videoclip.search.fitting import fit_fusion, read_described, score_answers
 
-EPOCHS = 20
 FIGURES = ("R@1", "R@5")
 SILENT = "without narration: "
 
@@ -32,11 +31,13 @@ SILENT = "without narration: "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/search-channels"))
+    parser.add_argument("--output", type=Path, default=Path("runs/search-channels"), help="keeps each seed's model")
     options = parser.parse_args()
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in options.seeds:
-        for name, figures in measure(seed, options.output / f"seed-{seed}").items():
+        folder = (options.output / f"seed-{seed}").absolute()
+        corpus, model = prepare(seed, folder)
+        for name, figures in measure(corpus, model, folder).items():
             rows.setdefault(name, []).append(figures)
             print(f"seed {seed}: {name}: {figures}", flush=True)
     print("\n| found by | R@1 | R@5 |\n|---|---|---|")
@@ -45,39 +46,42 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(f"{np.mean(cell):.1f} ± {np.std(cell):.1f}" for cell in cells) + " |")
 
 
-def measure(seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """R@1 and R@5 of the held-out descriptions by each way of searching."""
+def prepare(seed: int, folder: Path) -> tuple[Corpus, Path]:
+    """The demo's corpus and model of a seed, and two indexes of its test videos; what is there already is kept."""
     with ray_session(None):
-        corpus = prepare_corpus(folder, seed, None)
-        model = pretrain(pretraining(corpus, folder / "pretrain", seed, EPOCHS)).model
-        described = read_described(corpus.folder / "youcookii_annotations_trainval.json")
-        fitted_on = [item for item in described if _number(item) % 2]
-        asked = [item for item in described if not _number(item) % 2]
-        silent = [item for item in asked if not _number(item) % 4]
+        corpus = prepare_corpus(folder, seed)
+        model = pretrain(pretraining(corpus, folder / "pretrain", seed)).model
         said = corpus.folder / "test" / "raw_caption.json"
         partly = folder / "partly-said.json"
-        kept = {name: lines for name, lines in read_json(said).items() if int(name.rpartition("_")[2]) % 4}
-        write_json(partly, kept)
-        index, partly_index = folder / "index", folder / "partly-index"
+        write_json(partly, {name: lines for name, lines in read_json(said).items() if _number(name) % 4})
         with contextlib.redirect_stdout(io.StringIO()):
-            for words, output in ((said, index), (partly, partly_index)):
-                build_index(IndexConfig(model, corpus.test_shards, output=output, captions=str(words)))
-    archive = open_archive(model, index)
+            for words, output in ((said, "index-said"), (partly, "index-partly-said")):
+                build_index(IndexConfig(model, corpus.test_shards, output=folder / output, captions=str(words)))
+    return corpus, model
+
+
+def measure(corpus: Corpus, model: Path, folder: Path) -> dict[str, dict[str, float]]:
+    """R@1 and R@5 of the held-out descriptions by each way of searching."""
+    described = read_described(corpus.folder / "youcookii_annotations_trainval.json")
+    fitted_on = [item for item in described if _number(item.video_id) % 2]
+    asked = [item for item in described if not _number(item.video_id) % 2]
+    silent = [item for item in asked if not _number(item.video_id) % 4]
+    archive = open_archive(model, folder / "index-said")
     rows = {by: score_answers(archive, asked, by) for by in ("picture", "words")}
     rows["both, default weights"] = score_answers(archive, asked)
     fit = fit_fusion(archive, fitted_on)
-    print(f"seed {seed}: fitted: {fit}", flush=True)
+    print(f"{len(asked)} descriptions asked for, {len(fitted_on)} others fitted: {fit}", flush=True)
     archive.weigh(fit.config)
     rows["both, fitted weights"] = score_answers(archive, asked)
-    partial = open_archive(model, partly_index)
+    partial = open_archive(model, folder / "index-partly-said")
     partial.weigh(fit.config)
     for by in ("picture", "both"):
         rows[SILENT + by] = score_answers(partial, silent, by)
     return rows
 
 
-def _number(item: Described) -> int:
-    return int(item.video_id.rpartition("_")[2])
+def _number(video_id: str) -> int:
+    return int(video_id.rpartition("_")[2])
 
 
 if __name__ == "__main__":

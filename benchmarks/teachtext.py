@@ -5,8 +5,8 @@ trained alone; taught by one teacher that reads the same (self-distillation); by
 embeddings and MiniLM's hidden states; by each of these alone; and by one that was trained on shuffled pairs. All have
 the same first weights, draws and steps. Then captions are masked by their rank under the mean teacher.
 
-Nothing was tuned on another seed than 0; the table is of seeds 1 to 5. Some CORPUS minutes a seed for the corpora and
-RUNS for the runs on one core; finished features and seeds are kept in --output and used again.
+Nothing was tuned on another seed than 0; the table is of seeds 1 to 5. A seed takes about a minute of one core for its
+corpus and four for its runs; finished features and rows are kept in --output and used again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class Setting:
     decay: float = 0.97
     margin: float = 0.2
     distillation: float = 30.0
-    limit: int = 100
+
+
+LIMITS = (1, 2, 3, 5, 10, 20, 50, 100)  # that --limits looks at; theirs is 100 of some 9,000 clips
+LIMIT = 5  # places among some 740 clips
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def trained(
     seed: int,
     teachers: Sequence[StoredSide] = (),
     mask: np.ndarray | None = None,
+    distillation: float | None = None,
 ) -> ExpertsSide:
     """A CE network from the first weights and draws that belong to `seed`, so that runs of one seed are pairs."""
     torch.manual_seed(seed)
@@ -105,7 +109,8 @@ def trained(
     dimension = clips.texts[text].rows.shape[1]
     config = ExpertsConfig.of(widths, dimension, width=setting.width, text_clusters=setting.clusters, text_ghosts=1)
     side = ExpertsSide(Experts(config), text)
-    recipe = TeachText(side, teachers, Options(setting.margin, setting.distillation))
+    weight = setting.distillation if distillation is None else distillation
+    recipe = TeachText(side, teachers, Options(setting.margin, weight))
     optimizer = make_optimizer(side)
     epochs = (
         draw_epoch(clips.counts.numpy(), setting.batch, np.random.default_rng([seed, epoch]), mask) for epoch in count()
@@ -140,9 +145,9 @@ def tested(sides: Sequence[ExpertsSide], clips: DescribedClips) -> dict[str, flo
     )
 
 
-def masked(ranks: np.ndarray, corpus: Corpus, setting: Setting, seed: int) -> tuple[np.ndarray, dict[str, float]]:
+def masked(ranks: np.ndarray, corpus: Corpus, limit: int, seed: int) -> tuple[np.ndarray, dict[str, float]]:
     """The mask, and how well it finds what is not about its clip, beside a random mask of the same size."""
-    mask = caption_mask(ranks, setting.limit)
+    mask = caption_mask(ranks, limit)
     noise = np.array([not said.right for said in corpus.said])
     unrelated = np.array([not said.of_a_step for said in corpus.said])
     random = np.random.default_rng([seed, 8]).permutation(mask)
@@ -155,35 +160,50 @@ def masked(ranks: np.ndarray, corpus: Corpus, setting: Setting, seed: int) -> tu
     return mask, {name: 100 * value for name, value in found.items()}
 
 
-def run_seed(seed: int, corpus: Corpus, setting: Setting) -> dict[str, dict[str, float]]:
-    """All runs of one seed: name -> scores; "denoising" holds the mask's precision and recall."""
-    clips, test = corpus.train, corpus.test
-    own, others = 1000 * seed, (1000 * seed + 1 + i for i in count())
-    results: dict[str, dict[str, float]] = {}
+Results = dict[str, dict[str, float]]
 
-    def student(name: str, teachers: Sequence[StoredSide], mask: np.ndarray | None = None) -> None:
-        results[name] = tested([trained(clips, TEXTS[0], setting, own, teachers, mask)], test)
-        print(seed, name, {key: round(value, 1) for key, value in results[name].items()}, flush=True)
 
-    sides = {text: trained(clips, text, setting, next(others)) for text in TEXTS}
-    for text, side in sides.items():
-        results[f"teacher {text}"] = tested([side], test)
-        print(seed, text, results[f"teacher {text}"], flush=True)
-    results["teachers' mean"] = tested(list(sides.values()), test)
-    print(seed, "mean", results["teachers' mean"], flush=True)
-    teachers = {text: StoredSide.of(side, clips) for text, side in sides.items()}
-    student("alone", [])
-    student("taught by counts", [teachers["counts"]])
-    student("taught by all", list(teachers.values()))
-    student("taught by static", [teachers["static"]])
-    student("taught by contextual", [teachers["contextual"]])
-    wrong = trained(shuffled(clips, seed), TEXTS[0], setting, next(others))
-    student("taught by shuffled", [StoredSide.of(wrong, clips)])
-    mask, results["denoising"] = masked(caption_ranks(list(teachers.values()), clips), corpus, setting, seed)
-    print(seed, results["denoising"], flush=True)
-    student("alone, denoised", [], mask)
-    student("taught by all, denoised", list(teachers.values()), mask)
-    return results
+class Runs:
+    """All that is trained on one seed's corpus."""
+
+    def __init__(self, seed: int, corpus: Corpus, setting: Setting) -> None:
+        self.seed, self.corpus, self.setting = seed, corpus, setting
+        numbers = (1000 * seed + 1 + i for i in count())
+        self.sides = {text: trained(corpus.train, text, setting, next(numbers)) for text in TEXTS}
+        self.teachers = {text: StoredSide.of(side, corpus.train) for text, side in self.sides.items()}
+        self.next_number = next(numbers)
+
+    def student(self, name: str, teachers: Sequence[str], mask: np.ndarray | None = None, weight: float = 0) -> Results:
+        """One row: a student taught by these."""
+        chosen = [self.teachers[text] for text in teachers]
+        return self._row(name, chosen, mask, weight)
+
+    def _row(
+        self, name: str, teachers: Sequence[StoredSide], mask: np.ndarray | None = None, weight: float = 0
+    ) -> Results:
+        side = trained(self.corpus.train, TEXTS[0], self.setting, 1000 * self.seed, teachers, mask, weight or None)
+        found = tested([side], self.corpus.test)
+        print(self.seed, name, {key: round(value, 1) for key, value in found.items()}, flush=True)
+        return {name: found}
+
+    def plain(self) -> Results:
+        """Teachers and students of all captions: name -> scores."""
+        results = {f"teacher {text}": tested([side], self.corpus.test) for text, side in self.sides.items()}
+        results["teachers' mean"] = tested(list(self.sides.values()), self.corpus.test)
+        results |= self.student("alone", ())
+        results |= self.student("taught by all", TEXTS) | self.student("taught by all, weight 1", TEXTS, weight=1.0)
+        for text in TEXTS:
+            results |= self.student(f"taught by {text}", (text,))
+        clips = self.corpus.train
+        wrong = trained(shuffled(clips, self.seed), TEXTS[0], self.setting, self.next_number)
+        return results | self._row("taught by shuffled", [StoredSide.of(wrong, clips)])
+
+    def denoised(self, limit: int) -> Results:
+        """Students of what the mean teacher does not rank too far; "denoising": the mask's precision and recall."""
+        ranks = caption_ranks(list(self.teachers.values()), self.corpus.train)
+        mask, found = masked(ranks, self.corpus, limit, self.seed)
+        results = self.student("alone, denoised", (), mask) | self.student("taught by all, denoised", TEXTS, mask)
+        return results | {"denoising": found}
 
 
 # --- The table ----------------------------------------------------------------------------------------------------
@@ -198,6 +218,7 @@ ROWS = (
     "taught by static",
     "taught by contextual",
     "taught by all",
+    "taught by all, weight 1",
     "taught by shuffled",
     "alone, denoised",
     "taught by all, denoised",
@@ -207,6 +228,7 @@ PAIRS = (
     ("taught by counts", "alone"),
     ("taught by all", "taught by counts"),
     ("taught by all", "taught by contextual"),
+    ("taught by all, weight 1", "alone"),
     ("taught by shuffled", "alone"),
     ("alone, denoised", "alone"),
     ("taught by all, denoised", "taught by all"),
@@ -218,7 +240,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def print_tables(results: list[dict[str, dict[str, float]]]) -> None:
+def print_tables(results: list[Results]) -> None:
     """Scores, paired differences, and the mask, as they stand in docs/systems.md."""
     print(f"\n| {len(results)} seeds | R@1 | R@5 | R@10 | geometric mean |\n|---|---|---|---|---|")
     for row in ROWS:
@@ -245,23 +267,45 @@ def print_tables(results: list[dict[str, dict[str, float]]]) -> None:
     print(f"\n{shares[0]:.1f}% of the captions are dropped, {shares[1]:.1f}% are not about their clip")
 
 
+def run_or_read(seed: int, limit: int, setting: Setting, folder: Path, minilm: dict[str, Encoder]) -> Results:
+    """Rows of one seed; those that are in `folder` already are used again."""
+    path = folder / f"seed-{seed}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    if stored.get("setting") != asdict(setting):
+        stored = {"setting": asdict(setting)}
+    runs: Runs | None = None
+    for part, what in (("plain", 0), ("denoised", limit)):
+        if stored.get(part, {}).get("limit") != what:
+            runs = runs or Runs(seed, make_corpus(seed, folder, minilm), setting)
+            rows = runs.denoised(limit) if part == "denoised" else runs.plain()
+            stored[part] = {"limit": what, "rows": rows}
+            write_json(path, stored)
+    return {**stored["plain"]["rows"], **stored["denoised"]["rows"]}
+
+
+def print_limits(seed: int, setting: Setting, folder: Path, minilm: dict[str, Encoder]) -> None:
+    """Precision and recall of masks of several limits on a seed that no table counts."""
+    runs = Runs(seed, make_corpus(seed, folder, minilm), setting)
+    ranks = caption_ranks(list(runs.teachers.values()), runs.corpus.train)
+    for limit in LIMITS:
+        found = masked(ranks, runs.corpus, limit, seed)[1]
+        print(limit, {name: round(value, 1) for name, value in found.items()}, flush=True)
+
+
 def main() -> None:
     """Run every seed that is not finished, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/teachtext"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--limit", type=int, default=LIMIT, help="captions are kept whose clip is among so many first")
+    parser.add_argument("--limits", action="store_true", help="only what limits would drop, on seed 0")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the networks are small; a second core runs other seeds
-    setting, minilm, results = Setting(), minilm_encoders(), []
-    for seed in options.seeds:
-        path = options.output / f"seed-{seed}.json"
-        stored = json.loads(path.read_text()) if path.exists() else {}
-        if stored.get("setting") != asdict(setting):
-            stored = {"setting": asdict(setting)}
-            stored["results"] = run_seed(seed, make_corpus(seed, options.output, minilm), setting)
-            write_json(path, stored)
-        results.append(stored["results"])
-    print_tables(results)
+    setting, minilm = Setting(), minilm_encoders()
+    if options.limits:
+        print_limits(0, setting, options.output, minilm)
+        return
+    print_tables([run_or_read(seed, options.limit, setting, options.output, minilm) for seed in options.seeds])
 
 
 if __name__ == "__main__":

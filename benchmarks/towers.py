@@ -3,7 +3,7 @@
 A small CLIP (transformers' own) is trained on single frames and written captions of one channel, and frozen. It makes
 the tokens of another channel, which has narration only. On top, at equal steps and on the same clips: the residual
 recipe without and with a penalty, and a VideoCLIP from scratch on the same tokens. All are asked with what the narrator
-says during each held-out step, and with its written caption.
+says about each held-out step, and with its written caption.
 
     python benchmarks/towers.py            # the table of docs/systems.md
 """
@@ -28,13 +28,14 @@ from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.image import HIDDEN, ImageEncoder
 from videoclip.evaluation.retrieval import retrieve_clips
+from videoclip.files import write_json
 from videoclip.recipes import towers, videoclip
-from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, caption, narrate, plan_kitchen
-from videoclip.synthetic.kitchen.pictures import FPS, SIZE, draw_seconds
+from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, caption, narrate, narrate_phrases, plan_kitchen
+from videoclip.synthetic.kitchen.pictures import SIZE, draw_frames
 from videoclip.synthetic.kitchen.vocabulary import WRITTEN
 from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer, step
 
-MAX_SECONDS, MAX_WORDS, VIDEOS_PER_BATCH = 12, 28, 16
+MAX_SECONDS, MAX_WORDS, VIDEOS_PER_BATCH, FRAMES_A_SECOND = 12, 28, 16, 2
 ROWS = ("frozen, no training", "residual", "residual, penalty 1", "residual, penalty 10", "from scratch")
 CLIPS = ClipConfig(clips_per_video=8, min_words=6, max_words=24, min_seconds=3, max_seconds=MAX_SECONDS)
 
@@ -73,7 +74,7 @@ def train_clip(videos: list[KitchenVideo], words: WordTokenizer, seed: int, step
     for number in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, (number + 1) / 40) * (1 - number / steps)
-        chosen = generator.choice(len(said), min(96, len(said)), replace=False)
+        chosen = generator.choice(len(said), min(64, len(said)), replace=False)
         frames = np.stack([pictures[i][generator.integers(len(pictures[i]))] for i in chosen])
         images = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
         ids, mask = words.clip_ids([said[i][generator.integers(len(WRITTEN))] for i in chosen], MAX_WORDS).padded()
@@ -90,12 +91,12 @@ def train_clip(videos: list[KitchenVideo], words: WordTokenizer, seed: int, step
 
 
 def _pictures(videos: list[KitchenVideo]) -> tuple[list[np.ndarray], list[list[str]]]:
-    """Every fourth frame of every step, uint8 [n, SIZE, SIZE, 3], and its captions."""
+    """Two frames a second of every step, uint8 [n, SIZE, SIZE, 3], and its captions."""
     pictures, said = [], []
     for video in videos:
-        frames = np.concatenate(list(draw_seconds(video)))
         for one in video.steps:
-            pictures.append(frames[int(one.start * FPS) + 1 : int(one.end * FPS) : 4])
+            times = np.arange(one.start + 0.1, one.end, 1 / FRAMES_A_SECOND)
+            pictures.append(draw_frames(video, times, np.random.default_rng([video.seed, 6])))
             said.append([caption(one, template) for template in WRITTEN])
     return pictures, said
 
@@ -105,7 +106,9 @@ def write_shards(videos: list[KitchenVideo], config: KitchenConfig, encoder: Ima
     writer = ShardWriter(folder, Manifest(encoder.name, encoder.fingerprint(), encoder.dimension))
     encoder.save(folder)
     for video in videos:
-        clips = np.stack(list(draw_seconds(video)))[:, :: FPS // 2]  # (T, 2, H, W, 3)
+        times = np.arange(FRAMES_A_SECOND * video.duration) / FRAMES_A_SECOND
+        frames = draw_frames(video, times, np.random.default_rng([video.seed, 7]))
+        clips = frames.reshape(-1, FRAMES_A_SECOND, SIZE, SIZE, 3)
         tokens = np.concatenate([encoder.encode_clips(clips[i : i + 32]) for i in range(0, len(clips), 32)])
         lines = narrate(video, config)
         told = Captions(np.float32(lines["start"]), np.float32(lines["end"]), lines["text"])  # type: ignore[arg-type]
@@ -115,27 +118,23 @@ def write_shards(videos: list[KitchenVideo], config: KitchenConfig, encoder: Ima
 
 
 def questions(videos: list[KitchenVideo], config: KitchenConfig) -> dict[str, list[AnnotatedClip]]:
-    """Held-out steps with what is said during them, and with what is written about them."""
+    """Held-out steps with all that the narrator says about them, and with what is written about them."""
     asked: dict[str, list[AnnotatedClip]] = {"narrated": [], "written": []}
     for video in videos:
-        lines = narrate(video, config)
-        for one in video.steps:
-            during = [
-                text
-                for start, end, text in zip(lines["start"], lines["end"], lines["text"])
-                if one.start <= (start + end) / 2 < one.end
-            ]
+        phrases = narrate_phrases(video, config)
+        for number, one in enumerate(video.steps):
+            said = [phrase.text for phrase in phrases if phrase.step == number]
             where = (video.video_id, float(round(one.start)), float(round(one.end)))
-            if during:
-                asked["narrated"].append(AnnotatedClip(*where, (" ".join(during),)))
+            if said:
+                asked["narrated"].append(AnnotatedClip(*where, (" ".join(said),)))
                 asked["written"].append(AnnotatedClip(*where, (caption(one, WRITTEN[0]),)))
     return asked
 
 
-def train(recipe: Any, sampler: ClipSampler, seed: int, steps: int) -> None:
+def train(recipe: Any, sampler: ClipSampler, seed: int, steps: int, learning_rate: float) -> None:
     """The same clips in the same order for every recipe."""
     generator = np.random.default_rng([seed, 5])
-    config = OptimizerConfig(learning_rate=1e-3, warmup_steps=30, weight_decay=0.01)
+    config = OptimizerConfig(learning_rate, warmup_steps=30, weight_decay=0.01)
     optimizer = make_optimizer(recipe.train(), config)
     rows = sampler.usable_rows()
     for number in range(steps):
@@ -146,8 +145,8 @@ def train(recipe: Any, sampler: ClipSampler, seed: int, steps: int) -> None:
 
 def one_seed(seed: int, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
     """R@1 of every row."""
-    written_channel = plan_kitchen(KitchenConfig(seed=1000 + seed, train_videos=options.videos, test_videos=0))
-    config = KitchenConfig(seed=seed, train_videos=options.videos, test_videos=options.videos // 2)
+    written_channel = plan_kitchen(KitchenConfig(seed=1000 + seed, train_videos=options.written, test_videos=0))
+    config = KitchenConfig(seed=seed, train_videos=options.narrated)
     narrated_channel = plan_kitchen(config)
     texts = [text for video in narrated_channel for text in narrate(video, config)["text"]]
     texts += [caption(one, template) for video in written_channel for one in video.steps for template in WRITTEN]
@@ -180,7 +179,7 @@ def one_seed(seed: int, options: argparse.Namespace, folder: Path) -> dict[str, 
             model = towers.build(replace(small, penalty=penalty), manifest, words)
             _check_step_zero(model, towers.frozen_towers(folder / "train"), shards["test"], asked)
         if row != ROWS[0]:
-            train(model, sampler, seed, options.steps)
+            train(model, sampler, seed, options.steps, options.learning_rate)
         figures[row] = {}
         for name, clips in asked.items():
             metrics, _ = retrieve_clips(model, shards["test"], clips)
@@ -199,20 +198,29 @@ def _check_step_zero(model: Any, frozen: Any, shards: Shards, asked: dict[str, l
 
 
 def main() -> None:
+    """Run every seed that is not finished, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--videos", type=int, default=80, help="of each channel's training split")
-    parser.add_argument("--clip-steps", type=int, default=600, help="of the CLIP that is frozen then")
-    parser.add_argument("--steps", type=int, default=200, help="on narration")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--written", type=int, default=80, help="videos with captions, for the CLIP that is frozen")
+    parser.add_argument("--narrated", type=int, default=160, help="videos with narration, to train with")
+    parser.add_argument("--clip-steps", type=int, default=500, help="of the CLIP")
+    parser.add_argument("--steps", type=int, default=400, help="on narration")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--output", type=Path, default=Path("runs/towers-benchmark"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
+    setting = {name: value for name, value in vars(options).items() if name not in ("seeds", "output")}
     seeds = []
-    for seed in range(options.seeds):
-        with TemporaryDirectory() as folder:
-            seeds.append(one_seed(seed, options, Path(folder)))
+    for seed in options.seeds:
+        path = options.output / f"seed-{seed}.json"
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        if stored.get("setting") != setting:
+            with TemporaryDirectory() as folder:
+                stored = {"setting": setting, "figures": one_seed(seed, options, Path(folder))}
+            write_json(path, stored)
+        seeds.append(stored["figures"])
     chance = np.mean([figures[ROWS[0]]["chance"] for figures in seeds])
-    print(f"\n| R@1, {options.seeds} seeds (chance {chance:.1f}) | narrated queries | written captions |")
+    print(f"\n| R@1, {len(seeds)} seeds (chance {chance:.1f}) | narrated queries | written captions |")
     print("|---|---|---|")
     for row in ROWS:
         cells = []

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional
 
+from pipelines.video_files import videos_by_id
 from videoclip.data.subtitle_files import SubtitleFiles, Understood
-from videoclip.data.video import find_videos, probe
+from videoclip.data.video import probe
 from videoclip.errors import InputError
 from videoclip.files import write_json
 
@@ -36,11 +37,9 @@ def captions(config: CaptionsConfig) -> list[dict[str, Any]]:
     """
     from tqdm import tqdm
 
-    paths: dict[str, Path] = {}
-    for path in find_videos(config.videos):
-        paths.setdefault(path.stem, path)
-    files = SubtitleFiles(config.captions, paths, config.language)
     rows: list[dict[str, Any]] = []
+    paths = videos_by_id(config.videos, lambda video_id, reason: rows.append({"video_id": video_id, "reason": reason}))
+    files = SubtitleFiles(config.captions, paths, config.language)
     everything: dict[str, Any] = {}
     for video_id, path in tqdm(paths.items(), unit="video", disable=len(paths) < 50):
         try:

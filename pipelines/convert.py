@@ -10,7 +10,17 @@ from tyro.conf import Positional
 
 from pipelines.caption_source import CaptionSource
 from pipelines.runs import Quarantine, writes_output
-from videoclip.convert import describe, features_to_shards, fingerprint_of_features, from_mmpt, shards_to_features
+from videoclip.convert import (
+    describe,
+    features_to_shards,
+    fingerprint_of_features,
+    from_alpro,
+    from_collaborative_experts,
+    from_efficient_prompt,
+    from_mmpt,
+    shards_to_features,
+)
+from videoclip.data.questions import read_answers
 from videoclip.data.shards import MANIFEST, Manifest, Shards, check_encoder
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.s3d import S3D
@@ -31,6 +41,48 @@ class ConvertMMPTConfig:
     """s3d_howto100m.pth, to be stored in the model folder, so that the model takes video files."""
     heads: int | None = None
     """Attention heads, where they are not one for 64 columns."""
+
+
+@dataclass(frozen=True)
+class ConvertAlproConfig:
+    """A checkpoint of the public ALPRO release into a model folder: pretraining, retrieval or question answering."""
+
+    checkpoint: Annotated[Path, Positional]
+    """For instance alpro_pretrained_ckpt.pt; which task it is of is read off the names."""
+    output: Annotated[Path, Positional]
+    """Model folder to write."""
+    tokenizer: Path
+    """Folder of bert-base-uncased with tokenizer.json."""
+    answers: Path | None = None
+    """train_ans2label.json, for a checkpoint of question answering: its answers in words."""
+    heads: int | None = None
+    """Attention heads, where they are not one for 64 columns."""
+
+
+@dataclass(frozen=True)
+class ConvertExpertsConfig:
+    """A checkpoint of the collaborative-experts and TeachText release, CE or MoEE, into a model folder."""
+
+    checkpoint: Annotated[Path, Positional]
+    """The release's trained_model.pth; nothing that it pickles is run."""
+    output: Annotated[Path, Positional]
+    """Model folder to write."""
+
+
+@dataclass(frozen=True)
+class ConvertPromptsConfig:
+    """A checkpoint of the Efficient-Prompt release, with the CLIP that is in it, into a model folder."""
+
+    checkpoint: Annotated[Path, Positional]
+    """For instance HMDB_best.pth.tar."""
+    output: Annotated[Path, Positional]
+    """Model folder to write."""
+    prefix: int = 16
+    """Vectors before a name's words, as it was trained: the file does not say."""
+    postfix: int = 16
+    """Vectors behind them."""
+    tokenizer: Path | None = None
+    """Folder of the CLIP with tokenizer.json, to be stored in the model folder, so that it takes texts."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +130,52 @@ def convert_mmpt(config: ConvertMMPTConfig) -> None:
     print(f"{config.output}: {model.config.transformer} transformers, {model.config.width} wide. It expects")
     for name, value in describe(model).items():
         print(f"  {name}: {value}")
+
+
+@writes_output
+def convert_alpro(config: ConvertAlproConfig) -> None:
+    """Raises InputError if the checkpoint cannot be read safely, or tokenizer or answers are another model's."""
+    model = from_alpro(config.checkpoint, config.heads)
+    tokenizer = WordTokenizer.load(config.tokenizer)
+    if tokenizer.vocabulary != model.shape.vocabulary:
+        raise InputError(
+            f"{config.tokenizer}: knows {tokenizer.vocabulary} words but the checkpoint {model.shape.vocabulary}; "
+            "it was trained with another tokenizer"
+        )
+    model.frozen.tokenizer = tokenizer
+    if config.answers is not None:
+        numbers = read_answers(config.answers)
+        if len(numbers) != model.config.answers:
+            raise InputError(f"{config.answers}: {len(numbers)} answers; the checkpoint has {model.config.answers}")
+        model.config = replace(model.config, answer_names=tuple(sorted(numbers, key=numbers.__getitem__)))
+    model.save_pretrained(config.output)
+    vision, trained = model.shape.vision, ", ".join(model.config.losses) or f"{model.config.answers} answers"
+    print(f"{config.output}: {vision.frames} frames of {vision.size} x {vision.size}; {trained}")
+
+
+@writes_output
+def convert_experts(config: ConvertExpertsConfig) -> None:
+    """Raises InputError if the checkpoint cannot be read safely or is of another model."""
+    model = from_collaborative_experts(config.checkpoint)
+    model.save_pretrained(config.output)
+    kind = "experts that gate each other (CE)" if model.config.collaborative else "experts for themselves (MoEE)"
+    print(f"{config.output}: {len(model.config.widths)} {kind}, texts {model.config.text_dimension} wide")
+
+
+@writes_output
+def convert_prompts(config: ConvertPromptsConfig) -> None:
+    """Raises InputError if the checkpoint cannot be read safely, is of another model, or the tokenizer of another."""
+    model = from_efficient_prompt(config.checkpoint, config.prefix, config.postfix)
+    if config.tokenizer is not None:
+        tokenizer = WordTokenizer.load(config.tokenizer)
+        if tokenizer.vocabulary != model.config.clip["vocabulary"]:
+            raise InputError(
+                f"{config.tokenizer}: knows {tokenizer.vocabulary} words but the checkpoint's CLIP "
+                f"{model.config.clip['vocabulary']}; it was trained with another tokenizer"
+            )
+        model.frozen.tokenizer = tokenizer
+    model.save_pretrained(config.output)
+    print(f"{config.output}: {'; '.join(model.config.describe().values())}")
 
 
 @writes_output

@@ -11,8 +11,9 @@ from typing import Any
 
 from pipelines.figures import Figures
 from videoclip.errors import InputError
-from videoclip.files import sha256, write_json
-from videoclip.model import VideoCLIP
+from videoclip.evaluation.inputs import open_model
+from videoclip.files import write_json
+from videoclip.two_towers import EncodesFiles
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class MTEBConfig:
     """Run video retrieval tasks of mteb on a model. Their data comes from the hub, by mteb itself."""
 
     model: Path
-    """Folder of a trained model, with its frozen encoder."""
+    """Folder of a trained model, with its frozen encoder; or `frozen`: the two-tower model that made --shards."""
+    shards: Path | None = None
+    """With --model frozen: the folder of shards that holds the model. Their videos are not looked at."""
     tasks: tuple[str, ...] = ("YouCook2T2VRetrieval", "MSRVTTT2V", "DiDeMoT2VRetrieval")
     """Names of mteb's tasks; any whose inputs are texts and videos."""
     benchmark: str = ""
@@ -43,7 +46,10 @@ def evaluate_mteb(config: MTEBConfig) -> Figures:
     except KeyError as error:
         kind = "benchmark" if config.benchmark else "task"
         raise InputError(f"mteb knows no such {kind}: {str(error).strip(chr(34)).removeprefix('KeyError: ')}") from None
-    return run_tasks_of_mteb(VideoCLIP.from_pretrained(config.model), tasks, config)
+    model, digest = open_model(config.model, config.shards)
+    if not isinstance(model, EncodesFiles):
+        raise InputError(f"{config.model}: a model that reads frames, not a video's tokens, which mteb cannot give it")
+    return run_tasks_of_mteb(model, digest[:12], tasks, config)
 
 
 def _mteb() -> ModuleType:
@@ -54,14 +60,13 @@ def _mteb() -> ModuleType:
         raise InputError("mteb is not installed; run: pip install 'videoclip[mteb]'") from None
 
 
-def run_tasks_of_mteb(model: VideoCLIP, tasks: list[Any], config: MTEBConfig) -> Figures:
-    """Run task objects, which may be of one's own making; as `evaluate_mteb`."""
+def run_tasks_of_mteb(model: EncodesFiles, revision: str, tasks: list[Any], config: MTEBConfig) -> Figures:
+    """Run task objects, which may be of one's own making; as `evaluate_mteb`. `revision` tells weights apart."""
     mteb = _mteb()
     from videoclip.evaluation.mteb_model import VideoCLIPForMTEB  # it imports mteb, too
 
-    revision = sha256(config.model / "model.safetensors")[:12]
     name = re.sub(r"[^\w.-]", "-", config.model.resolve().name)
-    adapter: Any = VideoCLIPForMTEB(model, f"videoclip/{name}", revision)
+    adapter: Any = VideoCLIPForMTEB(model, f"videoclip/{name}", revision or "local")
     options: Any = {"batch_size": config.videos_at_once}
     results = mteb.evaluate(
         adapter,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from pipelines.clip_training import train_to_the_end
 from pipelines.figures import Figures
-from pipelines.runs import Metrics, Quarantine, start_run
+from pipelines.runs import Quarantine, as_json, refuse_other_run, start_run, writes_output
+from pipelines.stopping import Stop, stopping
+from videoclip.checkpoints import WEIGHTS_FILE, TrainingState
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.clips import ClipBatch
 from videoclip.data.described_clips import DescribedBatch, DescribedClips, clips_and_words, draw_epoch
@@ -23,9 +25,9 @@ from videoclip.data.msrvtt import read_msrvtt
 from videoclip.data.shards import Shards
 from videoclip.data.youcook2 import read_youcook2
 from videoclip.errors import InputError
-from videoclip.evaluation.inputs import load_model_and_shards
+from videoclip.evaluation.inputs import is_frozen, load_model_and_shards
 from videoclip.evaluation.retrieval import retrieve_clips
-from videoclip.files import write_json
+from videoclip.files import read_json, sha256, write_json
 from videoclip.packed import Packed
 from videoclip.pretrained import ModelCard
 from videoclip.recipes.teachtext import Options, Side, StoredSide, TeachText, TowersSide, train_on_clips
@@ -33,6 +35,7 @@ from videoclip.recipes.videoclip import Recipe
 from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer
 
 Benchmark = Literal["youcook2", "msrvtt", "didemo"]
+METRICS = "metrics.json"  # in a run folder, written last
 
 
 @dataclass(frozen=True)
@@ -65,39 +68,65 @@ class FinetuneConfig:
     """Clips in a batch, each with one of its sentences."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5, warmup_steps=20))
     seed: int = 0
+    checkpoint_minutes: float = 5
+    """Minutes between two checkpoints, from the newest of which the same command goes on. 0: only when told to stop."""
     output: Path = Path("runs/finetune")
     """Run folder: the model is in its subfolder `model`."""
 
 
+@writes_output
 def finetune(config: FinetuneConfig) -> Figures:
     """Run the stage; returns R@K and ranks of the test split before and after, which it writes to metrics.json.
 
-    Raises InputError if files do not fit each other, or a teacher does not know a clip.
+    Raises InputError if files do not fit each other, a teacher does not know a clip, or the output holds another run.
     """
     if min(config.epochs, config.batch - 1) < 1:
         raise InputError("--epochs must be at least 1 and --batch at least 2")
-    if (config.output / "model").exists():
-        raise InputError(f"{config.output / 'model'}: a model is there already; choose another --output")
+    if is_frozen(config.model):
+        raise InputError("--model frozen has nothing to train; `videoclip pretrain --recipe towers` adds to it")
     model, shards = load_model_and_shards(config.model, config.train.shards)
+    digests = [part.digest for part in shards.manifest.parts]
+    identity = run_identity(config, weights=sha256(config.model / WEIGHTS_FILE), parts=digests)
+    if (finished := finished_run(config.output, identity)) is not None:
+        return finished
     test_shards = Shards(config.test.shards)
     tested = read_split(config.benchmark, config.test, "test")
     trained_on = read_split(config.benchmark, config.train, "train")
-    start_run(config.output, "finetune", config)
+    start_run(config.output, "finetune", config, identity)
     before, _ = retrieve_clips(model, test_shards, tested)
     clips, rejected = clips_and_words(
         shards, trained_on, model.tokenizer(), model.config.max_seconds, model.config.max_words
     )
     note_rejected(config.output, rejected)
     clips, teachers = _teachers(config, shards, trained_on, clips)
-    _train(config, model, clips, teachers)
+    with stopping(config.output) as stop:
+        _train(config, model, clips, teachers, identity, stop)
     after, _ = retrieve_clips(model.eval(), test_shards, tested)
     model.save_pretrained(config.output / "model", ModelCard(f"fine-tuned on {config.benchmark}"))
     figures = Figures({"clips": len(clips), "dropped": len(rejected)})
     for name, metrics in (("before", before), ("after", after)):
         figures[f"{name}, video to text"] = metrics.pop("video_to_text")
         figures[name] = metrics
-    write_json(config.output / "metrics.json", figures)
+    write_json(config.output / METRICS, figures)
     return figures
+
+
+def run_identity(config: Any, **digests: object) -> dict[str, Any]:
+    """What makes two runs the same: everything but where they write and how often they leave checkpoints."""
+    values = {name: value for name, value in as_json(config).items() if name not in ("output", "checkpoint_minutes")}
+    return {**values, **digests}
+
+
+def finished_run(output: Path, identity: Mapping[str, Any]) -> Figures | None:
+    """The figures of this run where it has come to its end; None where there is something to do.
+
+    Raises InputError if the folder holds another run.
+    """
+    refuse_other_run(output, identity)
+    if not (output / METRICS).exists():
+        return None
+    print(f"{output / 'model'} is finished; nothing to do")
+    return Figures(read_json(output / METRICS))
 
 
 def read_split(benchmark: Benchmark, split: Split, role: Literal["train", "test"]) -> list[AnnotatedClip]:
@@ -180,7 +209,14 @@ class _Own(nn.Module):
         return outputs
 
 
-def _train(config: FinetuneConfig, model: Recipe, clips: DescribedClips, teachers: list[Side]) -> None:
+def _train(
+    config: FinetuneConfig,
+    model: Recipe,
+    clips: DescribedClips,
+    teachers: list[Side],
+    identity: Mapping[str, Any],
+    stop: Stop,
+) -> None:
     recipe: nn.Module = _Own(model)
     if teachers or config.loss == "ranking":
         recipe = TeachText(TowersSide(model, "tokens", "words"), teachers, config.teachtext)
@@ -191,15 +227,18 @@ def _train(config: FinetuneConfig, model: Recipe, clips: DescribedClips, teacher
         for epoch in range(config.epochs)
     ]
     total = sum(map(len, draws))
-    metrics = Metrics(config.output, 0)
-    steps = train_on_clips(
-        recipe,
-        optimizer,
-        clips,
-        draws,
-        lambda _, number: learning_rate_at(number, total, config.optimizer),
-        config.optimizer.clip_norm,
+
+    def steps(state: TrainingState) -> Iterator[dict[str, float]]:
+        return train_on_clips(
+            recipe,
+            optimizer,
+            clips,
+            draws,
+            lambda _, number: learning_rate_at(number, total, config.optimizer),
+            config.optimizer.clip_norm,
+            state,
+        )
+
+    train_to_the_end(
+        config.output, "fine-tuning", model, optimizer, steps, total, identity, config.checkpoint_minutes, stop
     )
-    for number, (epoch, figures) in enumerate(tqdm(steps, "fine-tuning", total, unit="step")):
-        metrics.add(number, {**figures, "epoch": epoch})
-    metrics.close()

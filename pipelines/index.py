@@ -16,10 +16,11 @@ import numpy as np
 
 from pipelines.ray_session import ray_session, run_tasks
 from pipelines.runs import Quarantine, start_run, with_absolute_paths, writes_output
+from pipelines.video_files import videos_by_id
 from videoclip.data.captions import NO_CAPTIONS, Captions
 from videoclip.data.shards import Shards
 from videoclip.data.subtitle_files import BESIDE, SubtitleFiles
-from videoclip.data.video import find_videos, probe
+from videoclip.data.video import probe
 from videoclip.embedding import embed_texts
 from videoclip.errors import InputError
 from videoclip.evaluation.inputs import load_model_and_shards, open_model
@@ -103,14 +104,16 @@ def build_index(config: IndexConfig) -> None:
         raise InputError(f"a window may have at most {model.config.max_seconds} seconds with this model")
     store = Store(config.output, create=True)
     _refuse_other(store, digest, windowing)
-    files = _files(config.videos)
     quarantine = Quarantine(config.output)
+    files = _files(config.videos, quarantine)
     sources = _from_shards(config, files) if config.shards else _from_files(config, files)
     by_id = {source.video_id: source for source in sources}
     changes = find_changes(store, {source.video_id: source.digest for source in sources})
     if changes:
         start_run(config.output, "index", config)
         new = [by_id[video_id] for video_id in changes.added]
+        for video_id in {row["video_id"] for row in quarantine.rows if row["what"] != "file"} & {*changes.added}:
+            quarantine.forget(video_id=video_id)  # it is tried again, and may be well by now
         added = _embed(config, windowing, digest, new, quarantine)
         added = _with_files(_with_captions(config, added, files, quarantine), files, config)
         _update(config, windowing, digest, store, changes, added, model)
@@ -129,11 +132,11 @@ def _refuse_other(store: Store, model: str, windowing: WindowConfig) -> None:
         raise InputError(f"{store.folder}: has windows of {cut['window']} s every {cut['stride']} s; keep to them")
 
 
-def _files(folder: Path | None) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for path in find_videos(folder) if folder else ():
-        paths.setdefault(path.stem, path)
-    return paths
+def _files(folder: Path | None, quarantine: Quarantine) -> dict[str, Path]:
+    quarantine.forget(what="file")
+    if folder is None:
+        return {}
+    return videos_by_id(folder, lambda video_id, reason: quarantine.add(video_id, reason, "file"))
 
 
 def _subtitles(config: IndexConfig, files: Mapping[str, Path]) -> SubtitleFiles | None:

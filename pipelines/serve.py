@@ -6,6 +6,7 @@ given. Only files of the index are served, by their number there; no request car
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import re
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videoclip.errors import InputError
+from videoclip.search.archive import Archive
+from videoclip.search.media import picture
+from videoclip.search.request import Request
 
 MIN_TOKEN = 16
 
@@ -54,7 +58,7 @@ def serve(config: ServeConfig) -> None:
 
         torch.set_num_threads(1)  # queries are short; threads of several would fight
         archive = open_archive(config.model, config.index)
-        archive.embed(["warm"])
+        warm_up(archive)
         port = listening.getsockname()[1]
         app = make_app(archive, is_loopback(config.host), config.token)
         print(f"open http://{_shown(config.host)}:{port}/{'?token=...' if config.token else ''}", flush=True)
@@ -62,6 +66,15 @@ def serve(config: ServeConfig) -> None:
         uvicorn.Server(options).run(sockets=[listening])
     finally:
         listening.close()
+
+
+def warm_up(archive: Archive) -> None:
+    """Answer one query and draw one picture, so that the first visitor does not wait for what loads lazily."""
+    archive.search([Request("warm")])
+    playable = next((video for video in archive.videos() if not video.state()), None)
+    if playable is not None:
+        with contextlib.suppress(InputError):  # whoever asks for this picture is told what is wrong with it
+            picture(Path(playable.path), 0.0)
 
 
 def check_address(config: ServeConfig) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from pipelines.clip_training import train_to_the_end
 from pipelines.figures import Figures
-from pipelines.finetune import Benchmark, Split, note_rejected, read_split
-from pipelines.runs import Metrics, start_run
+from pipelines.finetune import METRICS, Benchmark, Split, finished_run, note_rejected, read_split, run_identity
+from pipelines.runs import start_run, writes_output
+from pipelines.stopping import Stop, stopping
+from videoclip.checkpoints import TrainingState
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.described_clips import DescribedClips, clip_id, described_clips, draw_epoch, shard_expert
 from videoclip.data.shards import Shards
@@ -22,6 +25,7 @@ from videoclip.errors import InputError
 from videoclip.evaluation.similarities import retrieval_figures
 from videoclip.files import write_json, write_json_lines
 from videoclip.packed import Packed
+from videoclip.pretrained import CONFIG_FILE
 from videoclip.recipes.experts import Experts, ExpertsConfig
 from videoclip.recipes.teachtext import (
     ExpertsSide,
@@ -83,32 +87,39 @@ class TeachTextConfig:
     denoise: int = 0
     """Train the student only with captions whose clip is among so many first for the mean teacher; 0: with all."""
     seed: int = 0
+    checkpoint_minutes: float = 5
+    """Minutes between two checkpoints, from the newest of which the same command goes on; finished teachers are not
+    trained again. 0: only when told to stop."""
     output: Path = Path("runs/teachtext")
     """Run folder: the student is in its subfolder `model`, teachers are in `teacher-0` …"""
 
 
+@writes_output
 def teachtext(config: TeachTextConfig) -> Figures:
     """Run the stage; returns figures of the test split for every teacher and for the student, and writes them.
 
-    Raises InputError if files do not fit each other, or no clip can be used.
+    Raises InputError if files do not fit each other, no clip can be used, or the output holds another run.
     """
     if min(config.training.epochs, config.training.batch - 1, len(config.texts)) < 1:
         raise InputError("--training.epochs must be at least 1, --training.batch at least 2, and a text encoder given")
-    if (config.output / "model").exists():
-        raise InputError(f"{config.output / 'model'}: a model is there already; choose another --output")
     sources = [expert_source(text) for text in config.experts]
     if len({name for name, _, _ in sources}) < len(sources) or len(set(config.texts)) < len(config.texts):
         raise InputError("an expert or a text encoder is given twice")
+    parts = [part.digest for _, folder, _ in sources for part in Shards(folder).manifest.parts]
+    identity = run_identity(config, parts=parts)
+    if (finished := finished_run(config.output, identity)) is not None:
+        return finished
     folders = Split(config.train, Path(), config.train_part), Split(config.test, Path(), config.test_part)
     annotated = read_split(config.benchmark, folders[0], "train"), read_split(config.benchmark, folders[1], "test")
-    start_run(config.output, "teachtext", config)
+    start_run(config.output, "teachtext", config, identity)
     clips, rejected = _described(config, sources, annotated[0])
     note_rejected(config.output, rejected)
     test, missing = _described(config, sources, annotated[1])
     figures = Figures({"clips": len(clips), "dropped": len(missing)})
-    student = _train_all(config, sources, clips, test, figures)
+    with stopping(config.output) as stop:
+        student = _train_all(config, sources, clips, test, figures, identity, stop)
     student.model.save_pretrained(config.output / "model")
-    write_json(config.output / "metrics.json", figures)
+    write_json(config.output / METRICS, figures)
     return figures
 
 
@@ -157,13 +168,19 @@ def _train_all(
     clips: DescribedClips,
     test: DescribedClips,
     figures: Figures,
+    identity: Mapping[str, Any],
+    stop: Stop,
 ) -> ExpertsSide:
     """Teachers, if there is more than one text, and then the student; their figures go to `figures`."""
     sides = []
     for number, text in enumerate(config.texts if len(config.texts) > 1 else ()):
-        side = new_side(config, sources, clips, text, config.seed + 1 + number)
-        _train(config, TeachText(side, (), config.teachtext), clips, f"teacher-{number}")
-        side.model.save_pretrained(config.output / f"teacher-{number}")
+        folder = config.output / f"teacher-{number}"
+        if (folder / CONFIG_FILE).exists():  # written last: it is finished
+            side = ExpertsSide(Experts.from_pretrained(folder), text)
+        else:
+            side = new_side(config, sources, clips, text, config.seed + 1 + number)
+            _train(config, TeachText(side, (), config.teachtext), clips, folder.name, identity, stop)
+            side.model.save_pretrained(folder)
         _note(figures, f"teacher {text}", side, test)
         sides.append(StoredSide.of(side, clips))
     mask = None
@@ -172,7 +189,7 @@ def _train_all(
         _write_mask(config.output, clips, mask)
         figures["captions_kept"] = round(100 * float(mask.mean()), 2)
     student = new_side(config, sources, clips, config.texts[0], config.seed)
-    _train(config, TeachText(student, sides, config.teachtext), clips, "student", mask)
+    _train(config, TeachText(student, sides, config.teachtext), clips, "student", identity, stop, mask)
     _note(figures, "student", student, test)
     return student
 
@@ -202,7 +219,13 @@ def _width(x: torch.Tensor | Packed) -> int:
 
 
 def _train(
-    config: TeachTextConfig, recipe: TeachText, clips: DescribedClips, name: str, mask: np.ndarray | None = None
+    config: TeachTextConfig,
+    recipe: TeachText,
+    clips: DescribedClips,
+    name: str,
+    identity: Mapping[str, Any],
+    stop: Stop,
+    mask: np.ndarray | None = None,
 ) -> None:
     options, counts = config.training, clips.counts.numpy()
     optimizer = make_optimizer(recipe.student, options.learning_rate, options.weight_decay)
@@ -210,17 +233,19 @@ def _train(
         draw_epoch(counts, options.batch, np.random.default_rng([config.seed, epoch]), mask)
         for epoch in range(options.epochs)
     ]
-    steps = train_on_clips(
-        recipe,
-        optimizer,
-        clips,
-        epochs,
-        lambda epoch, _: learning_rate_at(epoch, options.learning_rate, options.decay),
-    )
-    metrics = Metrics(config.output / "training" / name, 0)
-    for number, (epoch, values) in enumerate(tqdm(steps, name, sum(map(len, epochs)), unit="step")):
-        metrics.add(number, {**values, "epoch": epoch})
-    metrics.close()
+
+    def steps(state: TrainingState) -> Iterator[dict[str, float]]:
+        return train_on_clips(
+            recipe,
+            optimizer,
+            clips,
+            epochs,
+            lambda epoch, _: learning_rate_at(epoch, options.learning_rate, options.decay),
+            state=state,
+        )
+
+    folder, total = config.output / "training" / name, sum(map(len, epochs))
+    train_to_the_end(folder, name, recipe.student, optimizer, steps, total, identity, config.checkpoint_minutes, stop)
     recipe.eval()
 
 

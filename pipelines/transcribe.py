@@ -15,9 +15,9 @@ from typing import Any
 
 from pipelines.ray_session import ray_session, run_tasks
 from pipelines.runs import Quarantine, start_run, with_absolute_paths, writes_output
+from pipelines.video_files import videos_by_id
 from videoclip.data.subtitle_files import BESIDE, SubtitleFiles
 from videoclip.data.transcripts import segments_to_lines
-from videoclip.data.video import find_videos
 from videoclip.encoders.speech import FasterWhisper, SpeechConfig, Transcriber, described
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_json
@@ -46,9 +46,7 @@ def transcribe(config: TranscribeConfig, make: Callable[[SpeechConfig], Transcri
     """
     config = with_absolute_paths(config)
     quarantine = Quarantine(config.output)
-    paths: dict[str, Path] = {}
-    for path in find_videos(config.videos):
-        paths.setdefault(path.stem, path)
+    paths = videos_by_id(config.videos, lambda video_id, reason: quarantine.add(video_id, reason, "file"))
     start_run(config.output, "transcribe", config)
     wanted = paths if config.everything else _without_subtitles(paths)
     left_out = quarantine.video_ids()

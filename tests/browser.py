@@ -1,13 +1,22 @@
-"""A real browser for the tests: Debian's Chromium, driven by Selenium; skips with its reason where there is none."""
+"""A server as users start it, and a real browser for its page: Debian's Chromium, driven by Selenium.
+
+Skips with its reason where there is no browser.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -22,7 +31,7 @@ FLAGS = (
 )
 
 
-def start_browser(profile: Path, width: int = 1280, height: int = 900, dark: bool = False) -> Any:
+def start_browser(profile: Path, width: int = 1280, height: int = 900) -> Any:
     """A Chromium with an empty profile and no network but this machine's."""
     selenium = pytest.importorskip("selenium", reason="selenium is not installed")
     del selenium
@@ -36,7 +45,33 @@ def start_browser(profile: Path, width: int = 1280, height: int = 900, dark: boo
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
         options.add_argument(flag)
-    if dark:
-        options.add_argument("--force-dark-mode")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return Chrome(options=options, service=ChromeService(driver))
+
+
+def prefer(browser: Any, scheme: str) -> None:
+    """Let pages believe that their reader likes them `light` or `dark`."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def until(check: Callable[[], Any], seconds: float = 20) -> Any:
+    """The first true value of `check()`."""
+    end = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value or time.monotonic() > end:
+            return value
+        time.sleep(0.05)
+
+
+def start_server(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """`videoclip serve` over the `model` and `index` of a folder, and its port."""
+    words = [sys.executable, "-m", "pipelines.cli", "serve", "--port", "0"]
+    words += ["--model", str(folder / "model"), "--index", str(folder / "index")]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r":(\d+)/", line)
+    assert found, line + (process.stderr.read() if process.stderr else "")
+    return process, int(found[1])

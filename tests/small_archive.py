@@ -16,7 +16,7 @@ from videoclip.search.archive import Archive
 from videoclip.search.building import NewVideo, apply_changes, find_changes
 from videoclip.search.store import Store, window_count
 from videoclip.search.vectors import BLOCKS, WindowConfig, write_block
-from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, narrate, plan_kitchen
+from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, narrate, plan_kitchen, render_video
 
 KITCHEN = KitchenConfig(seed=3, train_videos=0, test_videos=6, recipes=2, seconds=28)
 WINDOWING = WindowConfig(6, 3)
@@ -98,6 +98,14 @@ def open_small(tmp: Path, videos: Path | None = None) -> Archive:
     model = make_model(tmp / "model")
     update(tmp / "index", model, tmp / "model", list(range(6)), videos=videos).close()
     return Archive(tmp / "index", model)
+
+
+def serve_small(folder: Path) -> Path:
+    """The small archive over rendered videos: `model`, `index` and `videos` in a folder."""
+    for video in planned():
+        render_video(video, folder / "videos")
+    open_small(folder, folder / "videos")
+    return folder
 
 
 def window_total(numbers: list[int]) -> int:

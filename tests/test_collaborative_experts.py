@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from videoclip.convert import from_collaborative_experts
+from videoclip.convert.collaborative_experts import _config
 from videoclip.errors import InputError
 from videoclip.packed import Packed
 from videoclip.recipes.experts import Experts, ExpertsConfig
@@ -78,6 +79,9 @@ def test_the_published_sizes_have_the_published_names(reference: Path) -> None:
         model = Experts(config)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes
     assert sum(parameter.numel() for parameter in model.parameters()) == 262_731_071
+    read = _config(Path("x"), {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    with torch.device("meta"):  # what the file alone says of itself makes the same names
+        assert {name: tuple(tensor.shape) for name, tensor in Experts(read).state_dict().items()} == shapes
 
 
 def random_checkpoint(path: Path, collaborative: bool) -> tuple[Path, Experts]:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from pipelines.checkpointing import Orders
 from pipelines.cli import main
 from pipelines.finetune import FinetuneConfig, Split, finetune
+from pipelines.runs import Metrics
+from pipelines.stopping import Stopped
 from pipelines.teachtext import Network, TeachTextConfig, Training, teachtext
 from videoclip.data.captions import NO_CAPTIONS
 from videoclip.data.shards import Manifest, Shards, ShardWriter, VideoRecord
@@ -64,8 +71,63 @@ def test_fine_tuning_finds_more_than_before(benchmark: FinetuneConfig, capsys: p
     assert json.loads((benchmark.output / "metrics.json").read_text())["after"] == figures["after"]
     model = from_pretrained(benchmark.output / "model")
     assert model.encode_text(["chop the egg"]).shape == (1, 16)
-    with pytest.raises(InputError, match="a model is there already"):
-        finetune(benchmark)
+    assert finetune(benchmark) == json.loads(json.dumps(figures)) and "nothing to do" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds a run with other epochs"):
+        finetune(replace(benchmark, epochs=13))
+    with pytest.raises(InputError, match="frozen has nothing to train"):
+        finetune(replace(benchmark, model=Path("frozen")))
+
+
+class Killed(Exception):
+    """What a run that was taken off its machine does not even raise."""
+
+
+def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch, training: str = "") -> None:
+    """Let the next run die when it, or the training of this name in it, has done so many steps and one."""
+    add = Metrics.add
+
+    def dying(self: Metrics, step: int, values: dict[str, float]) -> None:
+        add(self, step, values)
+        if step == steps and training in ("", self.path.parent.name):
+            raise Killed
+
+    monkeypatch.setattr(Metrics, "add", dying)
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_the_same(
+    benchmark: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run starts from step 4, within an epoch; only the clock says when checkpoints are left."""
+    config = replace(benchmark, epochs=3, checkpoint_minutes=1e-9)
+    whole = finetune(config)
+    killed = replace(config, output=config.output.with_name("killed"))
+    with monkeypatch.context() as patch:
+        kill_after(4, patch)
+        with pytest.raises(Killed):
+            finetune(killed)
+    for thread in threading.enumerate():  # what wrote the last checkpoint would have died with the rest
+        if thread.name == "checkpoint":
+            thread.join()
+    assert [path.name for path in (killed.output / "checkpoints").iterdir()] == ["epoch-0001-step-00000002"]
+    assert finetune(killed) == whole
+    one, other = (load_file(config.output.with_name(name) / "model/model.safetensors") for name in ("run", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    rows = [json.loads(line) for line in (killed.output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(6))
+
+
+def test_sigterm_leaves_a_checkpoint_of_now(benchmark: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_step = Orders.after_step
+
+    def told(self: Orders) -> tuple[bool, bool]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return after_step(self)
+
+    monkeypatch.setattr(Orders, "after_step", told)
+    with pytest.raises(Stopped, match="with a checkpoint of now"):
+        finetune(replace(benchmark, checkpoint_minutes=0))
+    assert [path.name for path in (benchmark.output / "checkpoints").iterdir()] == ["epoch-0000-step-00000001"]
+    assert not (benchmark.output / "metrics.json").exists()
 
 
 def test_a_finished_model_teaches_another_of_other_width_and_words(benchmark: FinetuneConfig, tmp_path: Path) -> None:
@@ -158,6 +220,23 @@ def test_teachers_of_two_texts_teach_a_student_that_reads_one(taught: TeachTextC
     steps = [json.loads(line) for line in (taught.output / "training/student/metrics.jsonl").read_text().splitlines()]
     assert steps[-1]["distillation"] < steps[0]["distillation"] and steps[0]["learning_rate"] == 1e-2
     assert "gone 0-4" in (taught.output / "quarantine.jsonl").read_text()
+
+
+def test_a_run_that_was_killed_does_not_train_its_finished_teachers_again(
+    taught: TeachTextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(taught, training=replace(taught.training, epochs=2), checkpoint_minutes=1e-9)
+    whole = teachtext(short)
+    killed = replace(short, output=short.output.with_name("killed"))
+    with monkeypatch.context() as patch:
+        kill_after(2, patch, "student")
+        with pytest.raises(Killed):
+            teachtext(killed)
+    written = (killed.output / "teacher-1" / "model.safetensors").stat().st_mtime_ns
+    assert teachtext(killed) == whole
+    assert (killed.output / "teacher-1" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="holds a run with other seed"):
+        teachtext(replace(killed, seed=1))
 
 
 def test_one_text_alone_teaches_nobody(taught: TeachTextConfig) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pipelines import pretrain_worker
+from pipelines import pretrain_batches, pretrain_worker
 from pipelines.checkpointing import Checkpoints, checkpoints, newest_checkpoint
 from pipelines.cli import main
 from pipelines.heartbeat import READING, Heartbeat
@@ -26,6 +28,7 @@ from pipelines.training_progress import TrainingProgress
 from videoclip.checkpoints import TrainingState
 from videoclip.data.clips import ClipConfig
 from videoclip.data.shards import Shards
+from videoclip.data.sources import open_shards
 from videoclip.data.words import train_wordpiece
 from videoclip.errors import InputError
 from videoclip.files import read_json_lines
@@ -63,7 +66,7 @@ def plan(make_shards: Callable[..., Shards], tmp_path: Path, monkeypatch: pytest
 
 
 def run(plan: TrainingPlan) -> None:
-    texts = [text for record in Shards(plan.shards) for text in record.captions.text]
+    texts = [text for record in open_shards(plan.shards) for text in record.captions.text]
     train_wordpiece(texts).save(plan.output / "text")
     with Heartbeat(plan.output, 0, 1) as heartbeat:
         Training(plan, 0, 1, heartbeat).run()
@@ -117,6 +120,59 @@ def test_a_recipe_with_its_own_sampler_is_trained_and_continued_like_any_other(p
     assert int(one["steps"]) == 8 and all(torch.equal(value, other[name]) for name, value in one.items())
     agreed = [row["agreed"] for row in read_json_lines(plan.output / "metrics.jsonl")]
     assert not any(agreed[:5]) and any(agreed[5:]), "co-training begins after five steps"
+
+
+def telling_of_steps(tell: Callable[[], None]) -> Callable[..., Iterator[Any]]:
+    """`train_epoch` that calls `tell` after every step."""
+    original = pretrain_worker.train_epoch
+
+    def trained(*arguments: Any) -> Iterator[Any]:
+        for item in original(*arguments):
+            tell()
+            yield item
+
+    return trained
+
+
+class NeverDone:
+    """Clustering in a process that is killed before it gets anywhere."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> None:
+        raise AssertionError("nobody gets to the end of the epoch")
+
+
+def test_clustering_beside_training_gives_the_same_bits_however_slow_it_is_and_however_often_stopped(
+    plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(plan, batches=replace(plan.batches, ahead=True))
+    straight, stepped, beside = replace(plan, output=plan.output.with_name("straight")), threading.Event(), []
+    cluster_to_file = pretrain_batches.cluster_to_file
+
+    def slow(*arguments: Any) -> None:
+        beside.append(threading.current_thread() is not threading.main_thread())
+        assert not beside[-1] or stepped.wait(20), "training goes on meanwhile"
+        cluster_to_file(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_batches, "cluster_to_file", slow)
+        patch.setattr(pretrain_worker, "train_epoch", telling_of_steps(stepped.set))
+        run(straight)
+    assert beside == [False, True, True], "only the first epoch has to wait for its batches"
+
+    plan.output.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_batches, "_Beside", NeverDone)
+        for _ in range(3):
+            (plan.output / STOP_FILE).touch()
+            run(plan)
+    assert list((plan.output / "batches").glob("embeddings-0001-*")), "what the model was as the epoch began is kept"
+    (plan.output / STOP_FILE).unlink()
+    run(plan)
+    assert same_bits(straight, plan)
+    assert not list((plan.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
 
 
 def test_minutes_bring_checkpoints_within_an_epoch(plan: TrainingPlan) -> None:

@@ -4,10 +4,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import KITCHEN
 
+from pipelines.evaluate_mteb import MTEBConfig, evaluate_mteb, run_tasks_of_mteb
+from pipelines.figures import Figures
 from videoclip.errors import InputError
+from videoclip.evaluation.retrieval import ranks_of_positives
 from videoclip.files import read_json
 from videoclip.model import VideoCLIP
 from videoclip.synthetic.kitchen import caption, plan_kitchen
@@ -53,28 +57,121 @@ def kitchen_task(folder: Path, in_memory: bool) -> Any:
     return KitchenT2V()
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
+def naming_task(folder: Path) -> Any:
+    """Zero-shot classification of the same videos by what their first steps are, as mteb's tasks of that kind are."""
+    from datasets import Dataset, DatasetDict, Video
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
+
+    planned = [video for video in plan_kitchen(KITCHEN) if video.split == "test"]
+
+    class KitchenZeroShot(AbsTaskZeroShotClassification):
+        metadata = TaskMetadata(
+            name="KitchenZeroShot",
+            description="Generated cooking videos.",
+            dataset={"path": "local/kitchen", "revision": "1"},
+            type="VideoZeroshotClassification",
+            category="v2t",
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="accuracy",
+            modalities=["video", "text"],
+        )
+        input_column_name = "video"
+
+        def get_candidate_labels(self) -> list[str]:
+            return [caption(video.steps[0]) for video in planned]
+
+        def load_data(self, **_: Any) -> None:
+            videos = [str(folder / f"{video.video_id}.mp4") for video in planned]
+            rows = Dataset.from_dict({"video": videos, "label": list(range(len(planned)))})
+            self.dataset = DatasetDict(test=rows.cast_column("video", Video()))
+            self.data_loaded = True
+
+    return KitchenZeroShot()
+
+
+def first_step_ranks(model: VideoCLIP, folder: Path) -> np.ndarray:
+    planned = [video for video in plan_kitchen(KITCHEN) if video.split == "test"]
+    videos = [model.encode_video(folder / f"{v.video_id}.mp4").numpy() for v in planned]
+    texts = model.encode_text([caption(video.steps[0]) for video in planned]).numpy()
+    return ranks_of_positives(texts, np.stack(videos))
+
+
+def test_a_benchmark_of_several_kinds_of_tasks_runs_offline(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mteb
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = corpus / "test" / "videos"
+    known = {"Kitchen": mteb.Benchmark("Kitchen", [kitchen_task(folder, True), naming_task(folder)])}
+    monkeypatch.setattr(mteb, "get_benchmark", known.__getitem__)
+    metrics = evaluate_mteb(MTEBConfig(trained / "model", benchmark="Kitchen", output=tmp_path / "metrics.json"))
+    ranks = first_step_ranks(VideoCLIP.from_pretrained(trained / "model"), folder)
+    assert metrics["KitchenT2VRetrieval"]["R@1"] == pytest.approx(100 * (ranks <= 1).mean(), abs=0.01)
+    assert set(metrics["KitchenZeroShot"]) == {"main_score"} and 0 <= metrics["KitchenZeroShot"]["main_score"] <= 100
+
+
+def test_the_benchmark_of_texts_and_videos_is_known_by_its_name(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run(model: VideoCLIP, revision: str, tasks: list[Any], config: MTEBConfig) -> Figures:
+        asked.extend(tasks)  # their data comes from the hub
+        return Figures({})
+
+    monkeypatch.setattr("pipelines.evaluate_mteb.run_tasks_of_mteb", run)
+    evaluate_mteb(MTEBConfig(trained / "model", benchmark="MVEB(text, video)", output=tmp_path / "m.json"))
+    assert len(asked) > 10 and all(set(task.metadata.modalities) <= {"text", "video"} for task in asked)
+    with pytest.raises(InputError, match="mteb knows no such benchmark"):
+        evaluate_mteb(MTEBConfig(trained / "model", benchmark="MVEB(smell)", output=tmp_path / "m.json"))
+
+
 def test_a_task_of_the_harness_runs_offline(
-    in_memory: bool, trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    from pipelines.evaluate_mteb import MTEBConfig, run_tasks_of_mteb
-    from videoclip.evaluation.retrieval import ranks_of_positives
-
     model = VideoCLIP.from_pretrained(trained / "model")
     config = MTEBConfig(trained / "model", output=tmp_path / "metrics.json")
-    metrics = run_tasks_of_mteb(model, [kitchen_task(corpus / "test" / "videos", in_memory)], config)
-    planned = [video for video in plan_kitchen(KITCHEN) if video.split == "test"]
-    videos = [model.encode_video(corpus / "test" / "videos" / f"{v.video_id}.mp4").numpy() for v in planned]
-    texts = model.encode_text([caption(video.steps[0]) for video in planned]).numpy()
-    import numpy as np
-
-    ranks = ranks_of_positives(texts, np.stack(videos))
+    metrics = run_tasks_of_mteb(model, "1", [kitchen_task(corpus / "test" / "videos", False)], config)
+    ranks = first_step_ranks(model, corpus / "test" / "videos")
     of_task = metrics["KitchenT2VRetrieval"]
     assert of_task["R@1"] == pytest.approx(100 * (ranks <= 1).mean(), abs=0.01)
     assert of_task["R@5"] == pytest.approx(100 * (ranks <= 5).mean(), abs=0.01)
     assert read_json(tmp_path / "metrics.json") == metrics
     assert list((tmp_path / "results").rglob("KitchenT2VRetrieval.json")), "mteb keeps its own record"
+
+
+def test_frozen_towers_are_measured_with_no_training(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--model frozen --shards FOLDER`: the folder's own two-tower model, whose figures are those of `encode_…`."""
+    import mteb
+    from test_towers import hub_folder
+
+    from videoclip.data.captions import NO_CAPTIONS
+    from videoclip.data.shards import Manifest, ShardWriter, VideoRecord
+    from videoclip.encoders.image import ImageEncoder
+    from videoclip.recipes.towers import frozen_towers
+
+    hub_folder(tmp_path / "hub")
+    encoder = ImageEncoder.from_pretrained(str(tmp_path / "hub"))
+    encoder.save(tmp_path / "shards")
+    writer = ShardWriter(tmp_path / "shards", Manifest(encoder.name, encoder.fingerprint(), encoder.dimension))
+    writer.add(VideoRecord("v", 2.0, np.zeros((2, encoder.dimension), np.float16), NO_CAPTIONS))
+    writer.close()
+    task = kitchen_task(corpus / "test" / "videos", False)
+    monkeypatch.setattr(mteb, "get_task", lambda name: task)
+    config = MTEBConfig(Path("frozen"), tmp_path / "shards", ("KitchenT2VRetrieval",), output=tmp_path / "metrics.json")
+    metrics = evaluate_mteb(config)["KitchenT2VRetrieval"]
+    model, planned = frozen_towers(tmp_path / "shards"), [v for v in plan_kitchen(KITCHEN) if v.split == "test"]
+    videos = [model.encode_video(corpus / "test" / "videos" / f"{v.video_id}.mp4").numpy() for v in planned]
+    texts = model.encode_text([caption(video.steps[0]) for video in planned]).numpy()
+    assert metrics["R@1"] == pytest.approx(100 * (ranks_of_positives(texts, np.stack(videos)) <= 1).mean(), abs=0.01)
+    with pytest.raises(InputError, match="give --shards, too"):
+        evaluate_mteb(MTEBConfig(Path("frozen"), tasks=("KitchenT2VRetrieval",)))
 
 
 def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_embedded(trained: Path, corpus: Path) -> None:
@@ -94,7 +191,5 @@ def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_embedded(tra
 
 
 def test_a_task_that_mteb_does_not_know_is_refused(trained: Path, tmp_path: Path) -> None:
-    from pipelines.evaluate_mteb import MTEBConfig, evaluate_mteb
-
     with pytest.raises(InputError, match="mteb knows no such task"):
-        evaluate_mteb(MTEBConfig(trained / "model", ("YouCook3",), output=tmp_path / "m.json"))
+        evaluate_mteb(MTEBConfig(trained / "model", tasks=("YouCook3",), output=tmp_path / "m.json"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from videoclip.data.clips import ClipSampler
 from videoclip.data.shards import Shards
 from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
-from videoclip.files import read_json_lines
+from videoclip.files import read_json, read_json_lines
 from videoclip.model import VideoCLIP
 from videoclip.packed import Packed
 from videoclip.recipes.videoclip import Options, build
@@ -138,7 +139,8 @@ def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_cl
     np.save(tmp_path / "a.npy", embeddings[:5])
     np.save(tmp_path / "b.npy", embeddings[5:])
     path, options = tmp_path / "clustering.npz", BatchOptions(3)
-    cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], path, options, 0)
+    shards = Shards(tokens / "train")
+    cluster_to_file(shards, tmp_path, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], path, options, 0)
     clustering = Clustering.load(path)
     assert clustering.left_out.tolist() == [5, 9]
     assert sorted(np.concatenate(clustering.batches).tolist()) == [0, 1, 2, 3, 6, 7, 8]
@@ -146,7 +148,7 @@ def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_cl
     assert [row["video_id"] for row in quarantined] == ["train_0005", "train_0009"]
     np.save(tmp_path / "a.npy", np.full((9, 8), np.nan, np.float16))
     with pytest.raises(InputError, match="no video has a finite embedding"):
-        cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy"], tmp_path / "none.npz", options, 0)
+        cluster_to_file(shards, tmp_path, rows, [tmp_path / "a.npy"], tmp_path / "none.npz", options, 0)
 
 
 def by_one_process(config: PretrainConfig) -> list[dict[str, float]]:
@@ -216,6 +218,19 @@ def test_batch_options_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         pretrain(training(tokens, tmp_path / "run", **changes))
+
+
+def test_a_teacher_of_other_tokens_is_refused_before_anything_starts(
+    tokens: Path, trained: Path, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(trained / "model", teacher)
+    config = read_json(teacher / "config.json")
+    config["video_encoder"] = "another encoder"
+    (teacher / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="the encoder the model was trained on"):
+        pretrain(training(tokens, tmp_path / "run", similarity=str(teacher)))
+    assert not (tmp_path / "run" / "batches").exists()
 
 
 def test_a_run_with_other_options_is_refused(trained: Path, tokens: Path) -> None:

@@ -14,12 +14,13 @@ from torch import nn
 
 from videoclip import convert
 from videoclip.data.action_clips import ActionBatch
+from videoclip.data.clips import ClipBatch
 from videoclip.errors import InputError
 from videoclip.model import VideoCLIP, VideoCLIPConfig
 from videoclip.packed import Packed
 from videoclip.parts.clip import Clip, ClipConfig
 from videoclip.parts.clip_files import read_clip
-from videoclip.parts.prompts import Prompts, fit_words, pack_words
+from videoclip.parts.prompts import Prompts, cut_words, fit_words, pack_words
 from videoclip.recipes import from_pretrained
 from videoclip.recipes.prompting import Config, Options, Recipe, prompted
 from videoclip.training import OptimizerConfig, make_optimizer
@@ -158,6 +159,8 @@ def test_names_that_do_not_fit_are_named_and_sentences_cut_and_counted() -> None
     cut, count = fit_words([[1, 2, 3], list(range(15))], model.prompts.room)
     assert count == 1 and cut == [[1, 2, 3], [*range(13), 14]]
     assert model.class_features(cut).shape == (2, 24)
+    packed, number = cut_words(pack_words([[1, 2, 3], list(range(15))]), model.prompts.room)
+    assert number == 1 and [rows.tolist() for rows in packed.split()] == cut
     with pytest.raises(InputError, match="vocabulary of 50"):
         model.class_features([[1, 60, 2]])
     with pytest.raises(InputError, match="start and end"):
@@ -221,6 +224,21 @@ def test_a_saved_model_gives_the_same_embeddings(tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.equal(again.embed_text(words), model.embed_text(words))
             assert torch.equal(again.embed_video(tokens), model.embed_video(tokens))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_sentences_are_retrieved_and_cut_to_fit(symmetric: bool) -> None:
+    """Sentences in place of names: NCE over a batch's, video to text and, if asked, back; long ones are cut."""
+    model = prompted(Options(prefix=8, postfix=8, frames=3, layers=0, symmetric=symmetric), small_clip())
+    tokens = Packed(torch.randn(7, 24), torch.tensor([2, 5]))
+    texts = [[1, 2, 3], list(range(15))]
+    batch = ClipBatch(tokens, pack_words(texts), torch.tensor([0, 1]))
+    outputs = model(batch)
+    video, text = model.embed_video(tokens), model.embed_text(pack_words(fit_words(texts, 12)[0]))
+    logits, target = video @ text.T / 0.07, torch.arange(2)
+    expected = F.cross_entropy(logits, target) + symmetric * F.cross_entropy(logits.T, target)
+    torch.testing.assert_close(outputs["loss"], expected)
+    assert float(outputs["cut"]) == 0.5
 
 
 # --- CLIP's own files ---------------------------------------------------------------------------------------------

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,33 +13,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import start_browser
+from browser import start_server
 from conftest import write_video
-from small_archive import SAID, open_small, planned
+from small_archive import SAID, planned, serve_small
 
 from pipelines.serve import ServeConfig, check_address, is_loopback, listen
 from videoclip.errors import InputError
 from videoclip.search.archive import Archive
 from videoclip.search.media import playback, remuxed
-from videoclip.synthetic.kitchen import render_video
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from fastapi.testclient import TestClient
 
 from pipelines.serve_app import make_app
 
-ROOT = Path(__file__).parents[1]
 TOKEN = "a-token-that-nobody-guesses"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small archive over rendered videos: `model`, `index`, `videos`."""
-    folder = tmp_path_factory.mktemp("served")
-    for video in planned():
-        render_video(video, folder / "videos")
-    open_small(folder, folder / "videos")
-    return folder
+    return serve_small(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +148,7 @@ def test_another_address_needs_a_token(archive: Archive) -> None:
 
 def test_queries_that_come_at_once_are_answered_together(archive: Archive) -> None:
     from pipelines.serve_app import Batches
-    from videoclip.search.archive import Request
+    from videoclip.search.request import Request
 
     async def ask() -> tuple[list[Any], list[int]]:
         batches = Batches(archive)
@@ -200,25 +190,6 @@ def test_files_are_played_remuxed_or_said_to_be_unplayable(tmp_path: Path) -> No
 # --- The process --------------------------------------------------------------------------------------------------
 
 
-def start_server(folder: Path, *options: str) -> tuple[subprocess.Popen[str], int]:
-    words = [sys.executable, "-m", "pipelines.cli", "serve", "--port", "0", *options]
-    words += ["--model", str(folder / "model"), "--index", str(folder / "index")]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    found = re.search(r":(\d+)/", line)
-    assert found, line + (process.stderr.read() if process.stderr else "")
-    return process, int(found[1])
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[int]:
-    process, port = start_server(folder)
-    yield port
-    process.terminate()
-    process.wait(20)
-
-
 def test_two_servers_on_one_port_are_refused() -> None:
     first = listen("127.0.0.1", 0)
     with pytest.raises(InputError, match="is taken"):
@@ -247,142 +218,3 @@ def test_visitors_who_hang_up_and_sigterm_during_a_query_end_nothing_badly(folde
     assert time.monotonic() - began < 15
     assert process.returncode in (0, -signal.SIGTERM)
     assert process.stderr is not None and "Traceback" not in process.stderr.read()
-
-
-# --- The page, in a browser ---------------------------------------------------------------------------------------
-
-
-def until(check: Any, seconds: float = 20) -> Any:
-    """The first true value of `check()`."""
-    end = time.monotonic() + seconds
-    while True:
-        value = check()
-        if value or time.monotonic() > end:
-            return value
-        time.sleep(0.05)
-
-
-def played(browser: Any) -> float:
-    return float(browser.execute_script("return document.getElementById('video').currentTime"))
-
-
-@pytest.mark.slow
-def test_the_page_finds_plays_follows_and_comes_back(server: int, tmp_path: Path) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-
-    browser = start_browser(tmp_path / "profile")
-    try:
-        address = f"http://127.0.0.1:{server}/"
-        browser.get(address)
-        state = browser.find_element(By.ID, "state")
-        assert until(lambda: "6 videos" in state.text), "the empty page says what there is"
-        browser.find_element(By.TAG_NAME, "body").send_keys("/")
-        query = browser.switch_to.active_element
-        assert query.get_attribute("id") == "query"
-        query.send_keys("grüße bold", Keys.ENTER)
-        cards = until(lambda: browser.find_elements(By.CSS_SELECTOR, ".answer"))
-        assert cards and until(
-            lambda: browser.execute_script(
-                "const i = document.querySelector('.answer img'); return i && i.naturalWidth"
-            )
-        ), "answers have pictures"
-        said = [element.text for element in browser.find_elements(By.CSS_SELECTOR, ".said")]
-        assert any(SAID in text for text in said) and browser.title == "videoclip", "scripts in lines stay text"
-        place = next(i for i, card in enumerate(cards) if SAID in card.text)
-        query.send_keys(*[Keys.ARROW_DOWN] * (place + 1))
-        start = float(re.search(r"t=([\d.]+)", _enter_and_read(browser)).group(1))  # type: ignore[union-attr]
-        assert until(lambda: played(browser) > start + 0.3), "it plays"
-        assert start - 0.1 <= played(browser) <= start + 15
-        until(lambda: browser.find_elements(By.CSS_SELECTOR, "#curve .moment, #curve .line"))
-        lines = until(lambda: browser.find_elements(By.CSS_SELECTOR, "#lines button"))
-        assert any(SAID in line.text for line in lines)
-        browser.find_element(By.ID, "find-line").send_keys("bold")
-        assert sum(line.is_displayed() for line in lines) == 1
-        next(line for line in lines if line.is_displayed()).click()
-        assert until(lambda: 11.9 <= played(browser) <= 16), "a line is a place to go to"
-        assert until(lambda: browser.find_elements(By.CSS_SELECTOR, '#lines [aria-current="true"]'))
-        browser.execute_script("document.getElementById('video').pause()")
-        time.sleep(0.3)
-        link, time_then = browser.current_url, played(browser)
-        browser.get("about:blank")
-        browser.get(link)
-        assert until(lambda: abs(played(browser) - time_then) < 1.6), "a deep link comes back to the same second"
-        assert browser.find_element(By.ID, "query").get_attribute("value") == "grüße bold"
-        assert until(lambda: browser.find_elements(By.CSS_SELECTOR, ".answer"))
-        browser.find_element(By.ID, "like").click()
-        assert until(lambda: "look like it" in state_text(browser))
-        browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
-        assert until(lambda: not browser.find_element(By.ID, "watch").is_displayed())
-        problems = [row for row in browser.get_log("browser") if row["level"] in ("SEVERE", "WARNING")]
-        assert not problems, problems
-        _look_narrow(browser, address)
-    finally:
-        browser.quit()
-
-
-def _enter_and_read(browser: Any) -> str:
-    browser.switch_to.active_element.click()
-    return str(until(lambda: "video=" in browser.current_url and browser.current_url))
-
-
-def state_text(browser: Any) -> str:
-    return str(browser.find_element("id", "state").text)
-
-
-def _look_narrow(browser: Any, address: str) -> None:
-    browser.set_window_size(500, 900)
-    browser.get(f"{address}?q=stir+the+egg&video=1&t=8")
-    assert until(lambda: browser.find_elements("css selector", ".answer"))
-    width, inner = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
-    assert width <= inner, "a narrow screen needs no sideways scrolling"
-
-
-@pytest.mark.slow
-def test_pictures_of_the_page_on_the_demo(tmp_path: Path) -> None:
-    """Takes docs/page.png and docs/page-narrow.png, where VIDEOCLIP_DEMO names a finished demo's folder."""
-    if "VIDEOCLIP_DEMO" not in os.environ:
-        pytest.skip("set VIDEOCLIP_DEMO=runs/demo to take the pictures of docs/ anew")
-    process, port = start_server(Path(os.environ["VIDEOCLIP_DEMO"]))
-    browser = start_browser(tmp_path / "profile")
-    try:
-        browser.get(f"http://127.0.0.1:{port}/")
-        waits = []
-        for query in ("the egg is poured on the tray", "the onion is tossed in the pan by the window"):
-            box = browser.find_element("id", "query")
-            box.clear()
-            box.send_keys(query, "\n")
-            assert until(lambda: browser.find_elements("css selector", ".answer"))
-            time.sleep(1)
-            waits.append(int(browser.execute_script("return document.documentElement.dataset.answeredIn")))
-        print(f"\nfirst answers after {waits} ms")
-        browser.find_element("css selector", ".answer").click()
-        assert until(lambda: played(browser) > 1)
-        browser.execute_script("document.getElementById('video').pause()")
-        for name, size in (("page", (1280, 1000)), ("page-narrow", (500, 1000))):
-            browser.set_window_size(*size)
-            time.sleep(1)
-            browser.save_screenshot(str(ROOT / "docs" / f"{name}.png"))
-    finally:
-        browser.quit()
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.mark.slow
-def test_the_page_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
-    process, port = start_server(folder)
-    browser = start_browser(tmp_path / "profile")
-    try:
-        browser.get(f"http://127.0.0.1:{port}/?q=zebra&by=words")
-        assert until(lambda: "Nothing found" in state_text(browser))
-        browser.get(f"http://127.0.0.1:{port}/?q=egg&video=999&t=3")
-        assert until(lambda: "no video number 999" in browser.find_element("id", "problem").text)
-        process.kill()
-        process.wait()
-        browser.find_element("id", "query").send_keys("\n")
-        assert until(lambda: "does not answer" in state_text(browser))
-    finally:
-        process.kill()
-        process.wait()
-        browser.quit()

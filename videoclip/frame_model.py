@@ -10,8 +10,6 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from torch import nn
 from typing_extensions import Self
 
-from videoclip.data.words import WordTokenizer
-from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.errors import InputError
 from videoclip.files import read_json
 from videoclip.pretrained import (
@@ -24,11 +22,12 @@ from videoclip.pretrained import (
     save_card,
     save_model,
 )
+from videoclip.two_towers import HasFrozenParts
 
 ConfigT = TypeVar("ConfigT")
 
 
-class FrameModel(nn.Module):
+class FrameModel(HasFrozenParts, nn.Module):
     """Saving, loading and the frozen parts of a model on frames. Subclasses set `recipe`, `config_class`, `config`."""
 
     recipe: ClassVar[str]
@@ -38,14 +37,6 @@ class FrameModel(nn.Module):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.frozen = FrozenParts()
-
-    def tokenizer(self) -> WordTokenizer:
-        """The tokenizer of the model's folder. Raises InputError if there is none."""
-        return self.frozen.need_tokenizer()
-
-    def frozen_video_encoder(self) -> VideoEncoder:
-        """What turned videos into the frames that the model was trained on."""
-        return self.frozen.need_video_encoder(self.config.video_encoder)
 
     def save_pretrained(self, folder: Path | str, card: ModelCard | None = None) -> None:
         """Write `config.json`, `model.safetensors`, the tokenizer and a card."""

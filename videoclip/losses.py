@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from videoclip.gather import mean_over_all
+
+IGNORED = -100  # the label of what has no right answer
+ALONE = (1,)  # the pairs of every worker, where there is one: how many does not matter
 
 
 def contrastive_loss(
@@ -117,3 +124,18 @@ def distillation_loss(student: Tensor, teachers: Tensor, normalisation: str = "r
         raise ValueError(f"normalisation {normalisation!r}")
     loss = F.smooth_l1_loss(student, teachers.detach().mean(0))
     return loss if normalisation == "release" else loss * len(student)
+
+
+def mean_cross_entropy(scores: Tensor, labels: Tensor, counts: Sequence[int] = ALONE) -> Tensor:
+    """Cross-entropy of float [N, C] with int64 [N], mean over what is not IGNORED; 0 if nothing is left, not 0/0.
+
+    With several workers, which bring `counts` pairs, the mean is over the elements of all of them.
+    """
+    total = F.cross_entropy(scores.float(), labels, reduction="sum", ignore_index=IGNORED)
+    return mean_over_all(total, int((labels != IGNORED).sum()), counts)
+
+
+def share_right(scores: Tensor, labels: Tensor, counts: Sequence[int] = ALONE) -> Tensor:
+    """Of the same elements, the share whose highest score is the right one."""
+    right = (scores.argmax(1) == labels).float().sum()
+    return mean_over_all(right, int((labels != IGNORED).sum()), counts).detach()

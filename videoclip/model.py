@@ -7,7 +7,6 @@ Parameter names are those of the public release (and so of BERT), so a checkpoin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -17,13 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from videoclip.data.words import WordTokenizer
-from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.errors import InputError
 from videoclip.files import write_json
 from videoclip.packed import Packed
 from videoclip.pretrained import FrozenParts, ModelCard, find_folder, load_weights, read_config, save_card, save_model
 from videoclip.transformer import Bert, TransformerShape, initialise_as_bert
+from videoclip.two_towers import EncodesFiles, LearnsTemperature
 
 try:
     from huggingface_hub import ModelHubMixin
@@ -32,8 +30,6 @@ except ImportError:  # training and saving work without it; only the hub does no
     class ModelHubMixin:  # type: ignore[no-redef]
         """Stands in where huggingface_hub is not installed."""
 
-
-LOWEST_TEMPERATURE = 0.01  # CLIP's: similarities are scaled by 100 at most
 
 MODULES_FILE = "modules.json"
 SENTENCE_TRANSFORMERS = [
@@ -139,7 +135,7 @@ class VideoTower(nn.Module):
         self.bert = Bert(config.shape(layers), vocabulary)
 
 
-class VideoCLIP(nn.Module, ModelHubMixin):
+class VideoCLIP(LearnsTemperature, EncodesFiles, nn.Module, ModelHubMixin):
     """The trainable part of VideoCLIP, with the frozen encoders and the tokenizer it belongs to where they are known.
 
     `frozen` holds those; they are no parameters, and are read from the model's folder when they are first needed.
@@ -266,16 +262,6 @@ class VideoCLIP(nn.Module, ModelHubMixin):
         """Padded word ids int64 [B, L], `[CLS] … [SEP]` included, and their mask [B, L] -> [B, H]."""
         return self.embed_text(Packed.from_padded(input_ids, attention_mask))
 
-    @property
-    def temperature(self) -> Tensor:
-        """Scalar that divides similarities."""
-        return self.log_temperature.exp()
-
-    def after_step(self) -> None:
-        """Keep the temperature from falling below CLIP's limit; clamping it in `forward` would cut its gradient."""
-        with torch.no_grad():
-            self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
-
     def _features(self, x: Packed, order: Tensor) -> Tensor:
         """Pool every sequence to one vector, back in the order in which they came: [B, H]."""
         pooled = self._pool(x)[torch.argsort(order).to(x.rows.device)]
@@ -323,40 +309,6 @@ class VideoCLIP(nn.Module, ModelHubMixin):
                 f"word id {int(ids.max())} is outside the vocabulary of {self.config.vocabulary}; "
                 "the text was cut by another tokenizer"
             )
-
-    # --- Own videos and words -------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def encode_video(self, path: Path | str, start: float = 0.0, end: float | None = None) -> Tensor:
-        """Embed [start, end) seconds of a video file: decode, frozen encoder, tokens -> float32 [H].
-
-        A clip longer than `max_seconds` is embedded in consecutive pieces whose embeddings are averaged.
-        Raises InputError if the file cannot be decoded or the model's folder holds no video encoder.
-        """
-        tokens = self.frozen_video_encoder().encode_video(Path(path).expanduser(), start, end)
-        return self.embed_long_video(torch.from_numpy(tokens))
-
-    def embed_long_video(self, tokens: Tensor) -> Tensor:
-        """Tokens [T, D] of any length -> [H]: the mean of the embeddings of pieces of at most `max_seconds`."""
-        mean = self.embed_video(Packed.of(tokens.split(self.config.max_seconds))).float().mean(0)
-        return F.normalize(mean, dim=0) if self.config.normalize else mean
-
-    @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
-        """Embed texts -> float32 [N, H]. Words beyond `max_words` are left out."""
-        tokenizer = self.tokenizer()
-        pieces = (texts[first : first + batch] for first in range(0, len(texts), batch))
-        return torch.cat(
-            [self.embed_text(tokenizer.clip_ids(piece, self.config.max_words)).float() for piece in pieces]
-        )
-
-    def tokenizer(self) -> WordTokenizer:
-        """The tokenizer of the model's folder. Raises InputError if there is none."""
-        return self.frozen.need_tokenizer()
-
-    def frozen_video_encoder(self) -> VideoEncoder:
-        """The video encoder of the model's folder, checked to be the one that the model was trained on."""
-        return self.frozen.need_video_encoder(self.config.video_encoder)
 
     # --- Saving ---------------------------------------------------------------------------------------------------
 

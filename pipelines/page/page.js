@@ -75,15 +75,15 @@ async function findAlike(like) {
 }
 
 async function ask(fetcher) {
-  const mine = ++asked, began = performance.now();
+  const mine = ++asked;
   say("Searching …");
   try {
     const found = await fetcher();
     if (mine !== asked) return; // a later query has been sent meanwhile
     show(found.answers);
     const like = state().like ? " that look like it" : "";
-    say(found.answers.length ? `${found.answers.length} moments${like}` : "Nothing found. Other words, or fewer filters?");
-    document.documentElement.dataset.answeredIn = String(Math.round(performance.now() - began));
+    const best = found.answers.length < count ? "" : "The best ";
+    say(found.answers.length ? `${best}${found.answers.length} moments${like}` : "Nothing found. Other words, or fewer filters?");
   } catch (error) {
     if (mine !== asked) return;
     show([]);
@@ -94,35 +94,59 @@ async function ask(fetcher) {
 async function sayWhatIsThere() {
   try {
     const there = await get("/api/archive");
-    const words = there.words ? "" : " Nothing said in them is known: index them with subtitles to search words too.";
-    say(`${there.videos} videos, ${there.hours} hours. Describe what you look for.${words}`);
+    const words = there.words ? 'Words in "quotes" must be said so, and oni* finds every word that begins so.'
+      : "Nothing said in them is known: index them with subtitles to search words, too.";
+    say(`${there.videos} videos, ${there.hours} hours. Describe what you look for.\n${words}`);
   } catch (error) { say(error.message); }
 }
 
 function say(text) { $("state").textContent = text; }
 
+// Words of the query in a line that was said: folded, and cut where English endings begin, as the index cuts them.
+const SAYING_NOTHING = /^(the|and|with|for|from|that|this|then|into|onto|over|you|your|its|are|was|were|has|have)$/;
+
+function stem(word) {
+  const plain = word.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
+  return (plain.length > 4 ? plain.replace(/(ing|ed|es|s|e)$/, "") : plain.replace(/s$/, "")).replace(/(.)\1$/, "$1");
+}
+
+function askedWords() {
+  const words = $("query").value.match(/[\p{L}\p{N}]{3,}/gu) ?? [];
+  return new Set(words.filter((word) => !SAYING_NOTHING.test(word.toLowerCase())).map(stem));
+}
+
+function marked(element, text, words) {
+  for (const part of text.split(/([\p{L}\p{N}]+)/u)) element.append(words.has(stem(part)) ? make("mark", "", part) : part);
+  return element;
+}
+
 function show(found) {
   answers = found;
   chosen = -1;
-  $("answers").replaceChildren(...found.map(card));
+  const words = state().like ? new Set() : askedWords();
+  $("answers").replaceChildren(...found.map((answer, place) => card(answer, place, words)));
+  $("found").classList.toggle("empty", !found.length);
   $("more").hidden = found.length < count || count >= MOST;
 }
 
-function card(answer, place) {
+function card(answer, place, words) {
   const button = make("button", "answer");
   button.type = "button";
   button.addEventListener("click", () => watch(place));
-  const frame = make("div", "picture"), text = make("div", "text"), where = make("div", "where");
+  const frame = make("div", "picture"), text = make("div", "text"), name = make("div", "name", answer.video_id);
+  const found = make("div", "found");
   const image = make("img");
   image.loading = place < 8 ? "eager" : "lazy";
   image.alt = "";
   image.src = `/pictures/${answer.number}?t=${((answer.start + answer.end) / 2).toFixed(1)}`;
   image.addEventListener("error", () => image.remove());
   frame.append(image, make("span", "time", `${answer.time} · ${Math.round(answer.end - answer.start)} s`));
-  where.append(make("span", "", answer.video_id), make("span", "", `${Object.keys(answer.channels).join(" + ")} ${answer.score.toFixed(2)}`));
-  where.firstChild.title = answer.video_id;
-  text.append(where);
-  if (answer.said) text.append(make("p", "said", `“${answer.said}”`));
+  name.title = answer.video_id;
+  found.append(...Object.keys(answer.channels).map((channel) => make("span", "channel", channel)));
+  found.append(make("span", "score", answer.score.toFixed(2).replace("-0.00", "0.00")));
+  found.lastChild.title = "cosine of query and picture";
+  text.append(name, found);
+  if (answer.said) text.append(marked(make("p", "said"), `“${answer.said}”`, words));
   if (answer.state) text.append(make("p", "gone", answer.state));
   button.append(frame, text);
   const item = make("li");
@@ -159,9 +183,10 @@ async function open(number, time, play) {
   if (same && !$("video").hidden) { seek(time, play); drawCurve(number, q, mine); return; }
   video = { number, duration: 0 };
   lines = [];
-  for (const id of ["curve", "moments", "lines"]) $(id).replaceChildren();
+  for (const id of ["curve", "axis", "moments", "lines"]) $(id).replaceChildren();
   $("name").textContent = "";
   $("problem").hidden = true;
+  $("watch").classList.remove("unknown");
   try {
     const about = await get(`/api/videos/${number}`);
     if (mine !== opened) return;
@@ -173,7 +198,12 @@ async function open(number, time, play) {
       seek(time, play);
     } else { player.removeAttribute("src"); problem(about.reason); }
     await Promise.all([drawCurve(number, q, mine), writeTranscript(number, mine)]);
-  } catch (error) { if (mine === opened) { player.hidden = true; problem(error.message); } }
+  } catch (error) {
+    if (mine !== opened) return;
+    player.hidden = true;
+    $("watch").classList.add("unknown");
+    problem(error.message);
+  }
 }
 
 function problem(text) { $("problem").textContent = text; $("problem").hidden = false; }
@@ -220,6 +250,7 @@ async function drawCurve(number, q, mine) {
     const box = svg.getBoundingClientRect();
     jump(((event.clientX - box.left) / box.width) * length);
   };
+  $("axis").replaceChildren(...[0, length / 2, length].map((time) => make("span", "", clock(time))));
   $("moments").replaceChildren(...moments.map((moment) => {
     const button = make("button", "", `${clock(moment.start)} – ${clock(moment.end)}`);
     button.type = "button";
@@ -231,10 +262,11 @@ async function drawCurve(number, q, mine) {
 async function writeTranscript(number, mine) {
   const spoken = (await get(`/api/videos/${number}/transcript`)).lines;
   if (mine !== opened) return;
+  const words = askedWords();
   lines = spoken.map((line) => {
     const button = make("button");
     button.type = "button";
-    button.append(make("time", "", clock(line.start)), make("span", "", line.text));
+    button.append(make("time", "", clock(line.start)), marked(make("span"), line.text, words));
     button.addEventListener("click", () => jump(line.start));
     return { ...line, button };
   });

@@ -46,6 +46,7 @@ def read_captions(path: Path | str) -> dict[str, list[str]]:
     path = Path(path)
 
     def captions(video: str, value: Any) -> list[str]:
+        """One video's, each its words joined."""
         if not isinstance(value, (list, tuple)) or not value:
             raise InputError(f"{path}: video {video!r}: no captions")
         texts = [words if isinstance(words, str) else " ".join(map(str, words)) for words in value]
@@ -61,6 +62,7 @@ def read_caption_choice(path: Path | str) -> dict[str, int]:
     path = Path(path)
 
     def number(video: str, value: Any) -> int:
+        """Of one video's test caption."""
         if not isinstance(value, (int, np.integer)) or value < 0:
             raise InputError(f"{path}: video {video!r}: {value!r} is no number of a caption")
         return int(value)
@@ -77,6 +79,7 @@ def read_expert(path: Path | str) -> dict[str, np.ndarray | None]:
     shapes: set[tuple[int, int]] = set()
 
     def rows(video: str, value: Any) -> np.ndarray | None:
+        """One video's features, checked against those before it."""
         array = _floats(path, f"video {video!r}", value)
         if array.ndim == 0 or not array.size or np.isnan(array).all():
             return None
@@ -98,6 +101,7 @@ def read_text_features(path: Path | str) -> dict[str, list[np.ndarray]]:
     widths: set[int] = set()
 
     def texts(video: str, value: Any) -> list[np.ndarray]:
+        """One video's captions as word vectors, checked against those before them."""
         if not isinstance(value, (list, tuple, np.ndarray)) or not len(value):
             raise InputError(f"{path}: video {video!r}: no captions")
         arrays = [_floats(path, f"video {video!r}, caption {number}", text) for number, text in enumerate(value)]
@@ -126,6 +130,7 @@ def read_teacher(path: Path | str) -> dict[str, Teacher]:
     path = Path(path)
 
     def teacher(video: str, value: Any) -> Teacher:
+        """One video's embeddings, all experts side by side."""
         parts: list[Any] = [
             value.get(name) if isinstance(value, Mapping) else None for name in ("vid_embds", "text_embds")
         ]

@@ -53,9 +53,11 @@ class _Kind:
         self.order = "="
 
     def set_state(self, state: tuple[Any, ...]) -> None:
+        """The byte order is the second of what NumPy pickles of a dtype."""
         self.order = state[1]
 
     def made(self) -> np.dtype:
+        """The dtype. Raises UnpicklingError for anything but plain numbers."""
         order = "=" if self.order == "|" else self.order
         if not re.fullmatch(r"[fiub]\d{1,2}|\?", self.code) or order not in ("=", "<", ">"):
             raise pickle.UnpicklingError(f"an array of {self.code!r}; only numbers are read")
@@ -68,6 +70,7 @@ class _Array(np.ndarray):
     content: np.ndarray
 
     def set_state(self, state: tuple[Any, ...]) -> None:
+        """Shape, kind of numbers, their order, and the numbers themselves, as NumPy pickles an array."""
         *_, shape, kind, fortran, raw = state
         raw = raw.encode("latin1") if isinstance(raw, str) else raw  # as Python 2 wrote bytes
         self.content = _numbers(raw, kind, shape, "F" if fortran else "C")
@@ -166,11 +169,13 @@ class _Unpickler(pickle._Unpickler):
         self.storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
+        """One of our makers, or `Inert`: what the file names is never imported."""
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         return MAKERS.get((module, name), Inert)
 
     def persistent_load(self, identity: Any) -> np.ndarray:
+        """The storage of a tensor, where there can be one. Raises UnpicklingError for anything else."""
         if self.storage is None or not isinstance(identity, tuple) or identity[0] != "storage":
             raise pickle.UnpicklingError("a reference to something outside of the file")
         if not isinstance(identity[1], np.dtype):
@@ -249,6 +254,7 @@ def _read_zipped(archive: zipfile.ZipFile) -> Any:
     folder = name.removesuffix("data.pkl")
 
     def entry(name: str) -> bytes:
+        """The bytes of one file of the archive, stored as they are."""
         if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
             raise pickle.UnpicklingError("compressed entries, which torch never writes")
         return archive.read(name)
@@ -258,6 +264,7 @@ def _read_zipped(archive: zipfile.ZipFile) -> Any:
     kept: dict[str, np.ndarray] = {}
 
     def storage(identity: tuple[Any, ...]) -> np.ndarray:
+        """The numbers of one storage, read once and shared by its tensors."""
         _, kind, key, _, count = identity[:5]
         if key not in kept:
             kept[key] = np.frombuffer(bytearray(entry(f"{folder}data/{key}")), kind)

@@ -1,4 +1,4 @@
-"""A VideoCLIP as the field's own harness, mteb (2.26 and newer), wants a model: for its video retrieval tasks.
+"""A model with two towers as the field's own harness, mteb (2.26 and newer), wants it: for its video retrieval tasks.
 
 Videos are decoded by our own reader rather than by the harness's, so that a clip gets the tokens that extraction
 would have given it, and only PyAV is needed.
@@ -18,7 +18,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from tqdm import tqdm
 
 from videoclip.errors import InputError
-from videoclip.model import VideoCLIP
+from videoclip.two_towers import EncodesFiles
 
 TEXTS_AT_ONCE = 256
 
@@ -26,11 +26,13 @@ TEXTS_AT_ONCE = 256
 class VideoCLIPForMTEB(AbsEncoder):
     """`mteb.evaluate(VideoCLIPForMTEB(model), tasks)` runs the harness's text and video tasks on a model."""
 
-    def __init__(self, model: VideoCLIP, name: str = "videoclip/local", revision: str = "local") -> None:
+    def __init__(self, model: EncodesFiles, name: str = "videoclip/local", revision: str = "local") -> None:
         """`name` and `revision` are what the harness files its results under; a name has one slash."""
-        self.model = model.eval()
+        module: Any = model  # a torch module, too
+        self.model = model
+        module.eval()
         similarity: Any = ScoringFunction.COSINE if model.config.normalize else ScoringFunction.DOT_PRODUCT
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = sum(parameter.numel() for parameter in module.parameters())
         self.mteb_model_meta = ModelMeta(
             loader=None,
             name=name,

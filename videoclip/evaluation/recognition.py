@@ -46,7 +46,9 @@ class Classifier(Protocol):
         ...
 
     @property
-    def temperature(self) -> Tensor: ...
+    def temperature(self) -> Tensor:
+        """Divides cosines."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,27 @@ def listed_clips(
 
 
 def draw_batch(
-    clips: ListedClips, classes: Packed, size: int, frames: int, generator: np.random.Generator
+    clips: ListedClips,
+    classes: Packed,
+    size: int,
+    frames: int,
+    generator: np.random.Generator,
+    most_classes: int | None = None,
 ) -> ActionBatch:
-    """A training batch as the release draws it: videos at random, `sample_frames` of each, against all classes."""
+    """A training batch as the release draws it: videos at random, `sample_frames` of each, against all classes.
+
+    Of more than `most_classes` (at least 2) only those of the batch, and others at random up to that number.
+    """
     chosen = generator.choice(len(clips.features), size, replace=len(clips.features) < size)
     videos = [clips.features[place] for place in chosen]
     places = [sample_frames(len(video), frames, generator) for video in videos]
-    return action_batch(videos, clips.labels[chosen].tolist(), classes, places)
+    labels = clips.labels[chosen]
+    if most_classes is not None and len(classes) > most_classes:
+        own = np.unique(labels)
+        others = generator.permutation(np.setdiff1d(np.arange(len(classes)), own))
+        kept = np.concatenate([own, others[: max(0, most_classes - len(own))]])
+        classes, labels = classes.take(torch.from_numpy(kept)), np.searchsorted(own, labels)
+    return action_batch(videos, labels.tolist(), classes, places)
 
 
 def few_shot_metrics(top1: Sequence[float]) -> dict[str, float]:

@@ -75,6 +75,7 @@ class FeedForward(nn.Module):
         self.activation = quick_gelu if activation == "quick_gelu" else F.gelu
 
     def forward(self, x: Tensor) -> Tensor:
+        """[…, W] -> […, W]."""
         return self.c_proj(self.activation(self.c_fc(x)))
 
 
@@ -89,6 +90,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x: Packed) -> Packed:
+        """Rows [N, W] of sequences -> the same sequences."""
         rows = x.rows + self.attn(x.with_rows(self.ln_1(x.rows)))
         return x.with_rows(rows + self.mlp(self.ln_2(rows)))
 
@@ -115,6 +117,7 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(width, heads, wide, causal, activation) for _ in range(layers))
 
     def forward(self, x: Packed) -> Packed:
+        """Rows [N, W] of sequences -> the same sequences."""
         for block in self.resblocks:
             x = block(x)
         return x

@@ -192,6 +192,7 @@ class _TensorUnpickler(pickle.Unpickler):
         self._archive, self._folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
+        """Only what rebuilds tensors is found; the rest is refused by name."""
         if module == "torch._utils" and name == "_rebuild_tensor_v2":
             return _rebuild
         if module == "collections" and name == "OrderedDict":
@@ -205,6 +206,7 @@ class _TensorUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it wants {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
+        """The storage of a tensor."""
         kind, dtype, key = pid[:3]
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"\w+", str(key)):
             raise pickle.UnpicklingError("it stores something that is no tensor")

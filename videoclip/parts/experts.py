@@ -33,6 +33,7 @@ class NetVLAD(nn.Module):
         self.batch_norm = nn.BatchNorm1d(clusters + ghosts)
 
     def forward(self, x: Packed) -> Tensor:
+        """Sequences, rows [N, d] -> [B, d * clusters]."""
         assignment = self.batch_norm(x.rows @ self.clusters).softmax(1)  # (N, K + G)
         assignment = assignment[:, : self.clusters2.shape[2]]  # (N, K): ghosts are dropped, nothing is rescaled
         rows, _ = x.padded()  # (B, n, d)
@@ -50,6 +51,7 @@ class ContextGate(nn.Module):
         self.batch_norm = nn.BatchNorm1d(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, d] -> [B, d]."""
         return x * self.batch_norm(self.fc(x)).sigmoid()
 
 
@@ -62,6 +64,7 @@ class GatedUnit(nn.Module):
         self.cg = ContextGate(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width] -> [B, outputs]."""
         return F.normalize(self.cg(self.fc(x)))
 
 
@@ -73,6 +76,7 @@ class Reduction(nn.Module):
         self.fc = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width] -> [B, outputs]."""
         return F.normalize(self.fc(x))
 
 
@@ -84,6 +88,7 @@ class MaskedGate(ContextGate):
         self.batch_norm2 = nn.BatchNorm1d(width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """Both [B, d] -> [B, d]."""
         return x * (self.batch_norm(mask) + self.batch_norm2(self.fc(x))).sigmoid()
 
 
@@ -95,6 +100,7 @@ class CollaborativeUnit(nn.Module):
         self.cg = MaskedGate(width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Both [B, d] -> [B, d]."""
         return F.normalize(self.cg(x, mask))
 
 

@@ -98,6 +98,13 @@ def fit_words(word_ids: Sequence[Sequence[int]], room: int) -> tuple[list[list[i
     return cut, sum(len(ids) > room + 2 for ids in word_ids)
 
 
+def cut_words(words: Packed, room: int) -> tuple[Packed, int]:
+    """`fit_words` of texts laid end to end, rows [N]: those that fit stay as they are."""
+    lengths = words.lengths.clamp(max=room + 2)
+    kept = (words.positions <= room) | (words.positions == words.lengths[words.owners] - 1)
+    return Packed(words.rows[kept.to(words.rows.device)], lengths), int((words.lengths > room + 2).sum())
+
+
 def pack_words(word_ids: Sequence[Sequence[int]]) -> Packed:
     """Lists of ids -> rows int64 [N]. Raises InputError if there is no list, or one lacks a start and an end word."""
     if not word_ids or min(map(len, word_ids)) < 2:

@@ -26,7 +26,7 @@ from videoclip.packed import Packed
 from videoclip.parts.clip import Clip, ClipConfig
 from videoclip.parts.clip_files import read_clip
 from videoclip.parts.pairs import gather_pairs
-from videoclip.parts.prompts import Position, Prompts, TemporalTransformer, TextSide, pack_words
+from videoclip.parts.prompts import Position, Prompts, TemporalTransformer, TextSide, cut_words, pack_words
 from videoclip.parts.saved import SavedTowers
 from videoclip.pretrained import CONFIG_FILE, find_folder, load_weights, read_config
 from videoclip.recipes import from_pretrained
@@ -134,20 +134,24 @@ class Recipe(SavedTowers):
     # --- Losses -----------------------------------------------------------------------------------------------------
 
     def forward(self, batch: ActionBatch | ClipBatch) -> dict[str, Tensor]:
-        """Cross-entropy over the classes of a batch, or over the sentences of all workers."""
+        """Cross-entropy over the classes of a batch, or over the sentences of all workers.
+
+        Names must fit beside the prompts; sentences are cut, and "cut" is the share of those.
+        """
         if isinstance(batch, ActionBatch):
             logits = self.class_logits(batch.frames, batch.classes)
             labels = batch.labels.to(logits.device)
             accuracy = (logits.argmax(1) == labels).float().mean()
             return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy}
-        pairs = gather_pairs(self.embed_video(batch.video_tokens), self.embed_text(batch.word_ids), batch)
+        words, cut = cut_words(batch.word_ids, self.prompts.room)
+        pairs = gather_pairs(self.embed_video(batch.video_tokens), self.embed_text(words), batch)
         target = torch.arange(len(batch), device=pairs.video.device) + pairs.rank_offset
         ways = [(pairs.video, pairs.all_text), (pairs.text, pairs.all_video)][: 2 if self.config.symmetric else 1]
         loss = pairs.video.new_zeros(())
         for own, others in ways:
             logits = (own @ others.T / self.config.temperature).masked_fill(pairs.excluded, float("-inf"))
             loss = loss + F.cross_entropy(logits, target)
-        return {"loss": loss, **pairs.figures()}
+        return {"loss": loss, **pairs.figures(), "cut": loss.new_tensor(cut / len(batch))}
 
     def class_logits(self, frames: Packed, classes: Packed) -> Tensor:
         """Clips of features, rows [N, H], against names, rows int [M]: [B, C], cosines over the temperature."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videoclip.checkpoints import TrainingState
 from videoclip.data.described_clips import DescribedBatch, DescribedClips
 from videoclip.embedding import TwoTowers
 from videoclip.errors import InputError
@@ -176,19 +177,24 @@ def train_on_clips(
     epochs: Iterable[Sequence[tuple[np.ndarray, np.ndarray]]],
     rate: Callable[[int, int], float],
     clip_norm: float = float("inf"),
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Step on every batch of every epoch, yielding the epoch and the figures of the step.
+    state: TrainingState | None = None,
+) -> Iterator[dict[str, float]]:
+    """Step on every batch of every epoch, yielding the figures of the step, "epoch" among them.
 
     `epochs`: for each the clips and texts of its batches, as `draw_epoch` draws them; `rate`: learning rate by epoch
-    and step. The release clips no gradients.
+    and step. The release clips no gradients. It begins where `state` says, which says how to go on after each step.
     """
     recipe.train()
-    number = 0
+    state = TrainingState() if state is None else state
     for epoch, drawn in enumerate(epochs):
-        for rows, captions in drawn:
+        if epoch < state.epoch:
+            continue
+        for rows, captions in drawn[state.place :]:
             batch = clips.batch(torch.from_numpy(rows), torch.from_numpy(captions))
-            yield epoch, step(recipe, optimizer, batch, rate(epoch, number), clip_norm)
-            number += 1
+            figures = step(recipe, optimizer, batch, rate(epoch, state.step), clip_norm)
+            state.step, state.place = state.step + 1, state.place + 1
+            yield {**figures, "epoch": epoch}
+        state.epoch, state.place = epoch + 1, 0
 
 
 def caption_ranks(teachers: Sequence[StoredSide], clips: DescribedClips, at_once: int = 1024) -> np.ndarray:

@@ -26,13 +26,13 @@ from videoclip.encoders.image import ImageEncoder
 from videoclip.encoders.text_tower import TextTower
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.errors import InputError
-from videoclip.losses import chance_of_contrastive_loss, contrastive_loss
-from videoclip.model import LOWEST_TEMPERATURE
 from videoclip.packed import Packed
 from videoclip.parts.clip import Transformer
 from videoclip.parts.pairs import gather_pairs
 from videoclip.parts.saved import SavedTowers
 from videoclip.pretrained import find_folder, load_weights, read_config
+from videoclip.storage import local_copy
+from videoclip.two_towers import LearnsTemperature
 
 FROZEN_SECONDS = 512  # longest clip of a model without trained positions
 
@@ -106,10 +106,12 @@ class Addition(nn.Module):
         places = (torch.arange(len(x.rows)) - x.starts[x.owners]).to(x.rows.device)
         x = self.transformer(x.with_rows(self.linear(self.norm(x.rows)) + self.positions(places)))
         pooled = torch.cat([run.mean(1) for run in x.by_run()])[torch.argsort(order).to(x.rows.device)]
-        return self.last(self.last_norm(pooled))
+        # Adam's first steps move every weight by the learning rate, and here all at once: without the root an addition
+        # of noise outweighs the frozen embedding, which is of unit length, within ten steps.
+        return self.last(self.last_norm(pooled)) / math.sqrt(self.last.in_features)
 
 
-class Recipe(SavedTowers):
+class Recipe(LearnsTemperature, SavedTowers):
     """Frozen towers and their additions. The text side is the frozen encoder's, found in `frozen.video_encoder`."""
 
     recipe: ClassVar[str] = "towers"
@@ -140,8 +142,7 @@ class Recipe(SavedTowers):
         frozen_video, video = self._video(batch.video_tokens)
         frozen_text, text = self._text(batch.word_ids)
         pairs = gather_pairs(video, text, batch)
-        gathered = pairs.all_video, pairs.all_text
-        loss = contrastive_loss(video, text, self.temperature, gathered, pairs.rank_offset, pairs.excluded)
+        loss = pairs.contrast(self.temperature)
         moved = (video - frozen_video).square().sum(1).mean() + (text - frozen_text).square().sum(1).mean()
         return {
             "loss": loss + self.config.penalty * moved,
@@ -149,7 +150,7 @@ class Recipe(SavedTowers):
             "moved": moved.detach(),
             **pairs.figures(),
             "temperature": self.temperature.detach(),
-            "chance_loss": chance_of_contrastive_loss(pairs.excluded),
+            "chance_loss": pairs.chance_loss(),
         }
 
     def embed_video(self, tokens: Packed) -> Tensor:
@@ -188,16 +189,6 @@ class Recipe(SavedTowers):
         added = frozen if addition is None else frozen + addition
         return F.normalize(frozen, dim=-1), F.normalize(added, dim=-1)
 
-    @property
-    def temperature(self) -> Tensor:
-        """Scalar that divides similarities."""
-        return self.log_temperature.exp()
-
-    def after_step(self) -> None:
-        """Keep the temperature from falling below CLIP's limit."""
-        with torch.no_grad():
-            self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
-
     @classmethod
     def from_pretrained(cls, folder_or_id: Path | str) -> Recipe:
         """Read a model from a folder or a hub id. Raises InputError if there is none, or its parts do not fit."""
@@ -222,7 +213,7 @@ def frozen_towers(shards_folder: Path) -> Recipe:
 
     Raises InputError if the encoder that made the shards is not there, or has no text side.
     """
-    folder = Path(shards_folder)
+    folder = local_copy(Path(shards_folder))
     encoder = image_encoder(load_video_encoder(folder), folder)
     check_encoder(Manifest.read(folder), encoder.fingerprint(), "the encoder in the folder", folder)
     return around(encoder, Options(layers=0, max_seconds=FROZEN_SECONDS, max_words=0))

@@ -11,9 +11,8 @@ from videoclip.data.clips import ClipBatch
 from videoclip.data.shards import Manifest
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.text import FrozenTextEncoder
-from videoclip.losses import contrastive_loss
 from videoclip.model import VideoCLIP, VideoCLIPConfig
-from videoclip.parts.pairs import Pairs, gather_pairs
+from videoclip.parts.pairs import gather_pairs
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,10 @@ class Recipe(VideoCLIP):
         """Symmetric InfoNCE over the pairs of all workers, and figures as `Pairs.figures` names them."""
         video, text = self.embed_video(batch.video_tokens), self.embed_text(batch.word_ids)  # (P, H) each
         pairs = gather_pairs(video, text, batch)
-        temperature = self.temperature
-
-        def loss_of(block: Pairs) -> Tensor:
-            gathered = block.all_video, block.all_text
-            return contrastive_loss(block.video, block.text, temperature, gathered, block.rank_offset, block.excluded)
-
         return {
-            "loss": pairs.mean(loss_of),
+            "loss": pairs.contrast(self.temperature),
             **pairs.figures(),
-            "temperature": temperature.detach(),
+            "temperature": self.temperature.detach(),
             "chance_loss": pairs.chance_loss(),
         }
 

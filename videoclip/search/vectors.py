@@ -101,9 +101,11 @@ class Vectors:
         """float32 [N, H]: the vectors of windows; zeros for those that are gone."""
         place, inside = self.places(windows)
         found = np.zeros((len(windows), self.width), np.float32)
-        for row in np.flatnonzero(place >= 0).tolist():
-            video = place[row]
-            found[row] = self._windows[self._block_of[video]][self._window_rows[video] + inside[row]]
+        block = np.where(place >= 0, self._block_of[place], -1)
+        row_in_block = self._window_rows[place] + inside
+        for number in np.unique(block[block >= 0]).tolist():  # a block's rows are gathered at once
+            chosen = block == number
+            found[chosen] = self._windows[number][row_in_block[chosen]]
         return found
 
     def windows_of(self, place: int) -> np.ndarray:

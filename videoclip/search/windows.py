@@ -140,7 +140,7 @@ class WindowIndex:
         """
         faiss = load_faiss()
 
-        wanted = min(count if self.factory == "Flat" else PROPOSED * count, max(len(self), 1))
+        wanted = min(PROPOSED * count if self._shortened else count, max(len(self), 1))
         options: dict[str, Any] = {}
         if allowed is not None:
             # Their real constructors take names, which the stubs of Faiss do not know.
@@ -199,6 +199,11 @@ class WindowIndex:
             f"{self.factory} over {len(self)} windows, {lists.nprobe} of {lists.nlist} lists probed, "
             f"recall@{RECALL_AT} of {by} {self.recall:.3f}"
         )
+
+    @property
+    def _shortened(self) -> bool:
+        """Whether the index holds less than the vectors, so that it can only propose."""
+        return self.factory.rpartition(",")[2] != "Flat"
 
     def _lists(self) -> Any:
         faiss = load_faiss()
