@@ -199,7 +199,8 @@ def _open_sampler(plan: TrainingPlan, rank: int, workers: int) -> tuple[ClipSamp
     own = getattr(recipe_named(plan.recipe), "sampler", None)  # of recipes that are not trained on pairs of clips
     if own is None:
         return ClipSampler(shards, tokenizer, plan.clips, plan.output), tokenizer
-    return own(plan.options, shards, tokenizer, plan.clips, plan.output), tokenizer
+    sampler: ClipSampler = own(plan.options, shards, tokenizer, plan.clips, plan.output)
+    return sampler, tokenizer
 
 
 def _save_model(recipe: Any, shards: Shards, output: Path) -> None:

@@ -104,24 +104,6 @@ def test_a_run_that_is_told_to_stop_again_and_again_ends_with_the_same_bits(plan
     assert any(line.startswith("checkpoint epoch-0003") for line in lines) and "damaged" in "\n".join(lines)
 
 
-def test_a_recipe_with_its_own_sampler_is_trained_and_continued_like_any_other(plan: TrainingPlan) -> None:
-    options = alignment.Options(
-        width=16, layers=1, heads=2, max_seconds=16, max_words=24, joint_layers=1, agree_after=5
-    )
-    plan = replace(plan, recipe="alignment", options=options, epochs=2)
-    straight = replace(plan, output=plan.output.with_name("straight"))
-    run(straight)
-    plan.output.mkdir()
-    (plan.output / STOP_FILE).touch()
-    run(plan)
-    (plan.output / STOP_FILE).unlink()
-    run(plan)
-    one, other = (from_pretrained(of.output / "model").state_dict() for of in (straight, plan))
-    assert int(one["steps"]) == 8 and all(torch.equal(value, other[name]) for name, value in one.items())
-    agreed = [row["agreed"] for row in read_json_lines(plan.output / "metrics.jsonl")]
-    assert not any(agreed[:5]) and any(agreed[5:]), "co-training begins after five steps"
-
-
 def telling_of_steps(tell: Callable[[], None]) -> Callable[..., Iterator[Any]]:
     """`train_epoch` that calls `tell` after every step."""
     original = pretrain_worker.train_epoch
@@ -173,6 +155,24 @@ def test_clustering_beside_training_gives_the_same_bits_however_slow_it_is_and_h
     run(plan)
     assert same_bits(straight, plan)
     assert not list((plan.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
+
+
+def test_a_recipe_with_its_own_sampler_is_trained_and_continued_like_any_other(plan: TrainingPlan) -> None:
+    options = alignment.Options(
+        width=16, layers=1, heads=2, max_seconds=16, max_words=24, joint_layers=1, agree_after=5
+    )
+    plan = replace(plan, recipe="alignment", options=options, epochs=2)
+    straight = replace(plan, output=plan.output.with_name("straight"))
+    run(straight)
+    plan.output.mkdir()
+    (plan.output / STOP_FILE).touch()
+    run(plan)
+    (plan.output / STOP_FILE).unlink()
+    run(plan)
+    one, other = (from_pretrained(of.output / "model").state_dict() for of in (straight, plan))
+    assert int(one["steps"]) == 8 and all(torch.equal(value, other[name]) for name, value in one.items())
+    agreed = [row["agreed"] for row in read_json_lines(plan.output / "metrics.jsonl")]
+    assert not any(agreed[:5]) and any(agreed[5:]), "co-training begins after five steps"
 
 
 def test_minutes_bring_checkpoints_within_an_epoch(plan: TrainingPlan) -> None:
