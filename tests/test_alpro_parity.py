@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.cli import main
 from videoclip import convert
+from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
 from videoclip.losses import contrastive_loss, mean_cross_entropy
 from videoclip.packed import Packed
@@ -16,6 +18,7 @@ from videoclip.parts.fusion import first_rows, from_even
 from videoclip.parts.masked_words import NOT_MASKED
 from videoclip.parts.matching import matching_pairs
 from videoclip.parts.prompter import entity_loss, kept_labels
+from videoclip.recipes import from_pretrained
 from videoclip.recipes.alpro import Recipe
 
 
@@ -217,3 +220,25 @@ def test_frames_that_the_model_does_not_read_are_refused(tiny: Recipe) -> None:
         tiny.video_features(torch.zeros(1, 2, 3, 64, 64))
     with pytest.raises(InputError, match="3 frames; this model has time embeddings for 2"):
         tiny.video_features(torch.zeros(1, 3, 3, 32, 32))
+
+
+def test_a_checkpoint_becomes_a_model_folder_from_the_command_line(
+    tiny_file: Path, tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenizers import Tokenizer, models
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    for words in (60, 50):
+        ids = {word: number for number, word in enumerate([*special, *(f"w{n}" for n in range(words - 5))])}
+        WordTokenizer(Tokenizer(models.WordLevel(ids, "[UNK]"))).save(tmp_path / str(words))
+    command = ["convert", "alpro", str(tiny_file), str(tmp_path / "model"), "--heads", "3", "--tokenizer"]
+    assert main([*command, str(tmp_path / "50")]) == 2
+    assert "knows 50 words but the checkpoint 60" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "60")]) == 0
+    assert "2 frames of 32 x 32; vtc, vtm, mlm, pem" in capsys.readouterr().out
+    loaded = from_pretrained(tmp_path / "model")
+    assert isinstance(loaded, Recipe) and loaded.prompter is not None
+    frames = torch.randn(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(loaded.video_features(frames), tiny.video_features(frames))
+        assert torch.equal(loaded.prompter.soft_labels(frames), tiny.prompter.soft_labels(frames))

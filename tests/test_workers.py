@@ -59,7 +59,10 @@ def test_two_workers_with_unequal_shares_update_as_one_does(recipe_name: str, of
         assert weights["log_temperature"] != first, "it is learned"
     for rank in range(2):
         of_worker, its_weights = torch.load(of_workers / f"{recipe_name}-{rank}.pt")
-        for alone, together in zip(figures, of_worker):
+        for alone, together in zip(map(dict, figures), of_worker):
+            if recipe_name == "towers":  # random towers embed all alike: which text is nearest is a matter of rounding
+                for share in ("accuracy", "hard_negatives"):
+                    del alone[share], together[share]
             assert together == pytest.approx(alone, abs=1e-5, rel=1e-5), "metrics are those of all workers"
         for name, value in weights.items():
             torch.testing.assert_close(its_weights[name], value, rtol=1e-5, atol=1e-5, msg=name)
