@@ -250,8 +250,8 @@ def main() -> None:
     of_scale = kinds.add_parser("scale")
     of_scale.add_argument("--nodes", type=int, default=4)
     of_scale.add_argument("--actors", type=int, default=16)
-    of_scale.add_argument("--videos", type=int, default=10, help="for each actor")
-    of_scale.add_argument("--wait", type=float, default=3.0, help="seconds a video")
+    of_scale.add_argument("--videos", type=int, default=24, help="for each actor")
+    of_scale.add_argument("--wait", type=float, default=2.5, help="seconds a video")
     of_scale.set_defaults(run=scale)
     for kind, function, count in (
         ("list", list_start, 1_200_000),
