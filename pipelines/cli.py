@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "recipes": "recipes:print_recipes",
     "pretrain": "pretrain:pretrain",
     "pretrain frames": "pretrain_frames:pretrain_frames",
+    "align": "align:align",
     "cluster": "cluster:cluster",
     "index": "index:build_index",
     "search": "search:search",

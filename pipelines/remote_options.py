@@ -3,7 +3,7 @@
 `at_hand` replaces such options by local paths for the time that a stage runs:
 
 - `shards` stay what they are, and so do the `videos` of a stage that `streams_videos`: parts go through the cache of
-  shards, videos are read as they are decoded. A list of videos is fetched; its paths go on from where it was.
+  shards, videos are read as they are decoded.
 - `output` becomes a folder of this machine, a `Mirror` of the one in the store: what is there is fetched first, so that
   a run goes on on another machine; what is new is copied every minute and at the end, however the run ends.
 - any other option that names a file or folder becomes a copy in the cache.
@@ -44,7 +44,7 @@ Config = TypeVar("Config")
 def at_hand(config: Config) -> Iterator[Config]:
     """The options of a stage with local paths for what is in a store; the same object where nothing is.
 
-    Raises InputError if an input is not there, or another machine writes to the output.
+    Raises InputError if an input is not there, another machine writes to the output, or several would here.
     """
     changes: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -52,25 +52,22 @@ def at_hand(config: Config) -> Iterator[Config]:
             value = getattr(config, item.name)
             if item.name in READ_AS_NEEDED or not _names_remote(value):
                 continue
-            if item.name == "videos":
-                changes |= _videos(config, Path(value))
-            elif item.name != "output":
+            if item.name == "videos" and getattr(config, "streams_videos", False):
+                continue
+            if item.name == "videos" and not remote.look(Path(value)):
+                raise InputError(f"{remote.uri(value)}: `extract` alone streams videos; mount or copy them for this")
+            if item.name != "output":
                 changes[item.name] = type(value)(local_copy(Path(value)))
+            elif getattr(config, "address", None) and not os.environ.get("VIDEOCLIP_RUNS"):
+                raise InputError(
+                    f"--output {remote.uri(value)} with --address: the workers of all machines write to one folder; "
+                    "set VIDEOCLIP_RUNS to one that they share, from where it is copied"
+                )
             elif value.suffix in RESULTS:  # one file of results; others may come to lie beside it
                 changes[item.name] = stack.enter_context(mirrored(value.parent)) / value.name
             else:
                 changes[item.name] = stack.enter_context(mirrored(value))
         yield dataclasses.replace(config, **changes) if changes else config  # type: ignore[type-var]
-
-
-def _videos(config: object, videos: Path) -> dict[str, Any]:
-    """What becomes of `videos`: a folder stays, a list is fetched. Raises InputError where a stage cannot have that."""
-    if remote.look(videos):
-        root = {"videos_in": videos.parent} if getattr(config, "videos_in", "none") is None else {}
-        return {"videos": local_copy(videos), **root}
-    if not getattr(config, "streams_videos", False):
-        raise InputError(f"{remote.uri(videos)}: videos are streamed by `extract` alone; mount or copy them for this")
-    return {}
 
 
 def _names_remote(value: object) -> bool:
@@ -87,7 +84,8 @@ def mirrored(target: Path) -> Iterator[Path]:
     """
     from pipelines.runs import locked  # which brings Ray: not for verbs that have nothing in a store
 
-    place = cache_folder() / "runs" / hashlib.sha256(remote.uri(target).encode()).hexdigest()[:16]
+    runs = Path(os.environ.get("VIDEOCLIP_RUNS") or cache_folder() / "runs")
+    place = runs / hashlib.sha256(remote.uri(target).encode()).hexdigest()[:16]
     with locked(place, "a run"):
         mirror = Mirror(target, place / target.name)
         mirror.claim()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,9 +17,12 @@ import numpy as np
 import pytest
 from conftest import write_video
 from object_store import Proxy, object_store
+from PIL import Image
 from test_interruptions import plan, run, same_bits  # noqa: F401  # a fixture
 
 from pipelines import remote_options
+from pipelines.cli import main
+from pipelines.extraction_worker import clips_of
 from pipelines.pretrain_worker import TrainingPlan
 from pipelines.remote_options import at_hand, mirrored
 from pipelines.report import ReportConfig
@@ -26,6 +30,8 @@ from videoclip import remote, storage
 from videoclip.data.shards import Shards
 from videoclip.data.sources import open_shards
 from videoclip.data.video import FrameFormat, decode_seconds, find_videos, probe
+from videoclip.data.video_lists import ListedVideo, read_videos
+from videoclip.encoders.pixels import Pixels
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_json
 from videoclip.remote import RemoteReader, StorageError
@@ -219,6 +225,21 @@ def test_a_training_on_shards_in_a_store_ends_with_the_same_bits(
     assert same_bits(plan, elsewhere) and not store.faults
 
 
+def test_the_command_takes_uris_and_tells_of_a_store_that_fails_in_one_line(
+    stored: tuple[Shards, Path], store: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local, target = stored
+    home = remote.uri(target.parent)
+    assert main(["convert", "shards", f"{home}/shards", f"{home}/features"]) == 0
+    names = {file.path.name for file in remote.list_files(target.parent / "features")}
+    assert {f"{video_id}.npy" for video_id in local.video_ids()} < names
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    store.faults = [("GET", "shards/manifest.json", "busy")] * 9
+    assert main(["convert", "shards", f"{home}/shards", f"{home}/other"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"videoclip: {home}/shards/manifest.json: ") and said.count("\n") == 1
+
+
 # --- Videos -------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +262,36 @@ def test_a_video_is_decoded_as_it_is_streamed(store: Proxy, tmp_path: Path, monk
         probe(HOME / "videos" / "list.mp4")
 
 
+def test_lists_and_tars_in_a_store_name_what_is_there(store: Proxy, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8)
+    video = write_video(tmp_path / "7.mp4", [n / 10 for n in range(20)], lambda n: noise[n])
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, number in (("a", 0), ("b", 1)):
+            Image.fromarray(noise[number]).save(tmp_path / f"{name}.png")
+            (tmp_path / f"{name}.txt").write_text(f"picture {name}")
+            tar.add(tmp_path / f"{name}.png", f"{name}.png"), tar.add(tmp_path / f"{name}.txt", f"{name}.txt")
+    (tmp_path / "webvid.csv").write_text("videoid,name,page_dir\n7,a dog runs,p_1\n")
+    remote.upload(tmp_path / "00000.tar", HOME / "cc3m" / "00000.tar")
+    remote.upload(video, HOME / "webvid" / "p_1" / "7.mp4")
+    remote.upload(tmp_path / "webvid.csv", HOME / "webvid" / "webvid.csv")
+    encoder = Pixels(8)
+
+    def tokens(row: ListedVideo) -> np.ndarray:
+        return encoder.encode_all(clips_of(row, encoder))
+
+    there = [*read_videos(HOME / "cc3m"), *read_videos(HOME / "cc3m" / "00000.tar")]
+    assert [(row.video_id, row.said) for row in there] == [("00000/a", "picture a"), ("00000/b", "picture b")] * 2
+    for row, local in zip(there, read_videos(tmp_path / "00000.tar")):
+        assert np.array_equal(tokens(row), tokens(local)) and len(tokens(row)) == 1
+    (row,) = read_videos(HOME / "webvid" / "webvid.csv")
+    assert (row.video_id, row.said) == ("7", "a dog runs")
+    assert np.array_equal(tokens(row), tokens(ListedVideo("7", str(video)))) and len(tokens(row)) == 2
+    store.faults = [("GET", "00000.tar", "cut")] * 99
+    with pytest.raises(StorageError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "ATTEMPTS", 1)
+        list(read_videos(HOME / "cc3m"))
+
+
 # --- Run folders --------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +302,7 @@ class Options:
     captions: str | None = None
     annotations: Path | None = None
     videos: Path | None = None
-    videos_in: Path | None = None
+    address: str | None = None
     streams_videos: ClassVar[bool] = True
 
 
@@ -302,6 +353,8 @@ def test_results_and_errors_are_copied_too_and_a_stray_registry_is_refused(store
         write_json(config.output, {"R@1": 0.5})
         _ = 1 / 0
     assert json.loads(remote.read_bytes(HOME / "runs" / "three" / "metrics.json")) == {"R@1": 0.5}
+    with pytest.raises(InputError, match="set VIDEOCLIP_RUNS"), at_hand(Options(HOME / "runs" / "x", address="auto")):
+        raise AssertionError
     bad = {"files": {"../../x": [1, "0" * 64]}}
     remote.write_bytes(HOME / "runs" / "four" / "files.json", json.dumps(bad).encode())
     with pytest.raises(InputError, match="not a file name below"), at_hand(Options(HOME / "runs" / "four")):
@@ -333,13 +386,12 @@ def test_other_inputs_are_fetched_and_again_where_they_changed(store: Proxy) -> 
     with at_hand(options) as config:
         assert isinstance(config.captions, str) and Path(config.captions).read_bytes() == b'{"a": 1}'
         assert config.annotations is not None and [p.name for p in config.annotations.iterdir()] == ["config.json"]
-    remote.write_bytes(HOME / "inputs" / "list.csv", b"video_id,path")
-    with at_hand(Options(Path("out"), videos=HOME / "inputs" / "list.csv")) as config:
-        assert config.videos is not None and config.videos.read_bytes() == b"video_id,path"
-        assert config.videos_in == HOME / "inputs", "from where its paths go on"
     with at_hand(Options(Path("out"), videos=HOME / "inputs")) as config:
         assert config.videos == HOME / "inputs"
-    with pytest.raises(InputError, match="streamed by `extract` alone"), at_hand(ReportConfig(Path("x"), videos=HOME)):
+    with (
+        pytest.raises(InputError, match="`extract` alone streams videos"),
+        at_hand(ReportConfig(Path("x"), videos=HOME)),
+    ):
         raise AssertionError
     store.log.clear()
     storage.local_copy(there)

@@ -47,6 +47,32 @@ def chance_of_contrastive_loss(excluded: Tensor) -> Tensor:
     return 2 * (~excluded).sum(1).log().mean()
 
 
+def multiple_instance_losses(
+    video: Tensor,
+    text: Tensor,
+    positive: Tensor,
+    temperature: Tensor | float = 1.0,
+    gathered: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """MIL-NCE over seconds and sentences, as TAN has it: of every own sentence, and of every second that has one.
+
+    `video` [N, H], `text` [S, H], `positive` bool [N, S]: which seconds a sentence may belong to; -log of the share
+    that these have of the sentence's softmax over all seconds, and the other way round. With several workers
+    `gathered` holds the rows of all of them. Returns losses [<= S] and [<= N]: where nothing is positive there is none.
+    """
+    all_video, all_text = gathered or (video, text)
+    with torch.autocast(video.device.type, enabled=False):
+        own, to_text, to_video = (
+            (a.float() @ b.float().T / temperature) for a, b in ((video, text), (video, all_text), (text, all_video))
+        )
+    masked = own.masked_fill(~positive, float("-inf"))
+    of_text, of_video = positive.any(0), positive.any(1)
+    return (
+        to_video.logsumexp(1)[of_text] - masked.logsumexp(0)[of_text],
+        to_text.logsumexp(1)[of_video] - masked.logsumexp(1)[of_video],
+    )
+
+
 def margin_ranking_loss(
     video_to_text: Tensor,
     text_to_video: Tensor,

@@ -9,6 +9,9 @@ import numpy as np
 from videoclip.data.frame_shards import MAX_BYTES, decode_picture
 from videoclip.data.video import FrameFormat
 from videoclip.errors import InputError
+from videoclip.remote import RemoteReader, is_remote
+
+PICTURE_BLOCK = 1 << 17  # bytes of one request to a store: most pictures are one
 
 
 def read_bytes(path: Path, offset: int | None = None, size: int | None = None) -> bytes:
@@ -17,7 +20,7 @@ def read_bytes(path: Path, offset: int | None = None, size: int | None = None) -
     Raises InputError if there is no such file, or more would have to be read than a picture has.
     """
     try:
-        with open(path, "rb") as file:
+        with RemoteReader(path, PICTURE_BLOCK) if is_remote(path) else open(path, "rb") as file:
             file.seek(offset or 0)
             data = file.read(MAX_BYTES + 1 if size is None else min(size, MAX_BYTES + 1))
     except FileNotFoundError:

@@ -21,7 +21,8 @@ from typing import Any
 
 from videoclip.data.video import VIDEO_SUFFIXES, find_videos
 from videoclip.errors import InputError
-from videoclip.remote import is_remote, look
+from videoclip.remote import RemoteReader, StorageError, absolute, is_remote, list_files, look
+from videoclip.storage import local_copy
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LIST_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".tar")
@@ -85,24 +86,21 @@ def read_videos(source: Path, root: Path | None = None) -> Iterator[Row]:
     Raises InputError if there is no such folder or list, or it has no columns that name videos.
     """
     source = Path(source)
-    if is_remote(source):
-        yield from map(_of_file, find_videos(source))
-        return
-    if source.is_dir():
-        tars = sorted(source.glob("*.tar"))
+    if source.is_dir() or (is_remote(source) and source.suffix.lower() not in LIST_SUFFIXES):
+        tars = _tars(source)
         yield from itertools.chain.from_iterable(map(_of_tar, tars)) if tars else map(_of_file, find_videos(source))
         return
     suffix = source.suffix.lower()
     if suffix not in LIST_SUFFIXES:
         raise InputError(f"{source}: no such folder of videos, and no list of them ({', '.join(LIST_SUFFIXES)})")
-    if not source.is_file():
+    if not (look(source) if is_remote(source) else source.is_file()):
         raise InputError(f"{source}: no such list of videos")
     if suffix == ".tar":
         yield from _of_tar(source)
         return
     reader = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows, ".jsonl": _json_rows}[suffix]
-    folder = source.parent.resolve() if root is None else root
-    for number, values in reader(source):
+    folder = absolute(source.parent) if root is None else root
+    for number, values in reader(local_copy(source)):
         where = f"{source}:{number}"
         if isinstance(values, BadRow):
             yield values
@@ -111,6 +109,11 @@ def read_videos(source: Path, root: Path | None = None) -> Iterator[Row]:
             yield _listed(values, folder, where)
         except InputError as error:
             yield BadRow(str(_first(values, IDS) or where)[:200], str(error))
+
+
+def _tars(folder: Path) -> list[Path]:
+    paths = [file.path for file in list_files(folder)] if is_remote(folder) else folder.glob("*.tar")
+    return sorted(path for path in paths if path.suffix == ".tar" and path.parent == folder)
 
 
 def _of_file(path: Path) -> ListedVideo:
@@ -127,15 +130,19 @@ def _listed(values: Mapping[str, Any], folder: Path, where: str) -> ListedVideo:
         raise InputError(f"{where}: no video id")
     video_id = str(video_id)
     if not place:
-        inside = str(values.get("page_dir") or ".")
-        if Path(video_id).name != video_id or ".." in Path(inside).parts or Path(inside).is_absolute():
+        inside = str(values.get("page_dir") or "")
+        if _is_path(video_id) or (inside and any(_is_path(part) for part in inside.split("/"))):
             raise InputError(f"{where}: an id that is a path cannot name a file; add a column `path`")
         suffix = ".mp4" if "page_dir" in values else ANY_SUFFIX
-        place = str(Path(inside) / f"{video_id}{suffix}")
+        place = os.path.join(inside, f"{video_id}{suffix}")
     start, end = _seconds(values.get("start"), where), _seconds(values.get("end"), where)
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise InputError(f"{where}: the end of a clip ({end} s) must lie after its start ({start} s), both from 0 on")
     return ListedVideo(video_id, _place(str(place), folder), start or 0.0, end, _said(values, where))
+
+
+def _is_path(name: str) -> bool:
+    return name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name
 
 
 def _place(location: str, folder: Path) -> str:
@@ -246,9 +253,11 @@ def _of_tar(path: Path) -> Iterator[Row]:
     """The pictures of a tar as webdataset lays them out: members of one key follow each other, `000.jpg`, `000.txt`
     (a caption) and `000.json` (`{"caption": …}`). The id is the tar's name and the key."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with RemoteReader(path) if is_remote(path) else open(path, "rb") as file, tarfile.open(None, "r:", file) as tar:
             for key, members in itertools.groupby((m for m in tar if m.isfile()), lambda m: _key(m.name)):
                 yield _of_members(tar, path, key, {Path(m.name).suffix.lower(): m for m in members})
+    except StorageError:
+        raise  # what is behind it would be missing, and nobody would know
     except (tarfile.TarError, OSError, EOFError) as error:
         yield BadRow(path.name, f"{path}: not a tar that can be read to its end ({error})")
 
@@ -273,7 +282,7 @@ def _of_members(tar: tarfile.TarFile, path: Path, key: str, members: Mapping[str
                 values = None
             content = str(_first(values, TEXTS) or "") if isinstance(values, dict) else ""
         said = " ".join(content.split()) or None
-    return ListedVideo(name, str(path.resolve()), 0.0, None, said, picture.offset_data, picture.size)
+    return ListedVideo(name, str(absolute(path)), 0.0, None, said, picture.offset_data, picture.size)
 
 
 def local_path(location: str) -> Path:
