@@ -5,8 +5,8 @@ trained alone; taught by one teacher that reads the same (self-distillation); by
 embeddings and MiniLM's hidden states; by each of these alone; and by one that was trained on shuffled pairs. All have
 the same first weights, draws and steps. Then captions are masked by their rank under the mean teacher.
 
-Nothing was tuned on another seed than 0; the table is of seeds 1 to 5. Some CORPUS minutes a seed for the corpora and
-RUNS for the runs on one core; finished features and seeds are kept in --output and used again.
+Nothing was tuned on another seed than 0; the table is of seeds 1 to 5. A seed takes about a minute of one core for its
+corpus and four for its runs; finished features and rows are kept in --output and used again.
 """
 
 from __future__ import annotations

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import ray
 
+from pipelines.options import with_recipe
 from pipelines.pretrain_batches import BatchPlan
 from pipelines.pretrain_worker import Precision, TrainingPlan, train_worker
 from pipelines.ray_session import ray_session
@@ -155,12 +156,7 @@ class PretrainResult:
 
 def config_of_recipe(name: str) -> type[PretrainConfig]:
     """`PretrainConfig` whose `--model.*` are the options of a recipe. Raises InputError for an unknown name."""
-    options = recipe_named(name).Options
-    chosen = [("recipe", str, field(default=name)), ("model", options, field(default_factory=options))]
-    made: type[PretrainConfig] = make_dataclass(
-        "PretrainConfig", chosen, bases=(PretrainConfig,), frozen=True, namespace={"__doc__": PretrainConfig.__doc__}
-    )
-    return made
+    return with_recipe(PretrainConfig, name)
 
 
 @writes_output

@@ -190,13 +190,17 @@ def _computation(plan: TrainingPlan, device: torch.device) -> Computation:
 
 
 def _open_sampler(plan: TrainingPlan, rank: int, workers: int) -> tuple[ClipSampler, WordTokenizer]:
-    """The clip sampler over the shards, and the run's tokenizer."""
+    """The clip sampler over the shards, or what the recipe draws in its place, and the run's tokenizer."""
     shards = open_shards(plan.shards)
     tokenizer = WordTokenizer.load(plan.output / "text")
     # Every worker leaves its share of the captions' word ids on disk, where all then find them.
     CaptionWords(shards, tokenizer, plan.output, slice(rank, None, workers))
     barrier()
-    return ClipSampler(shards, tokenizer, plan.clips, plan.output), tokenizer
+    own = getattr(recipe_named(plan.recipe), "sampler", None)  # of recipes that are not trained on pairs of clips
+    if own is None:
+        return ClipSampler(shards, tokenizer, plan.clips, plan.output), tokenizer
+    sampler: ClipSampler = own(plan.options, shards, tokenizer, plan.clips, plan.output)
+    return sampler, tokenizer
 
 
 def _save_model(recipe: Any, shards: Shards, output: Path) -> None:

@@ -34,7 +34,7 @@ ROOMS = (
         "training",
     ),
     *("sentence_transformers_module", "recipes", "convert"),
-    *("evaluation", "search", "report", "pipelines"),
+    *("evaluation", "alignment", "search", "report", "pipelines"),
 )
 
 

@@ -133,7 +133,8 @@ class SubtitleFiles:
         else:
             captions, rejected = read_captions(subtitles.raw, duration)
         dropped = subtitles.dropped + rejected
-        return Understood(video_id, subtitles.source, subtitles.language, captions, dropped, subtitles.note, duration)
+        note = "; ".join(filter(None, (subtitles.note, self._also(video_id, subtitles.language))))
+        return Understood(video_id, subtitles.source, subtitles.language, captions, dropped, note, duration)
 
     def _collect(self, files: list[Path], by_folder: bool = False) -> None:
         suffixes = (*SUBTITLE_SUFFIXES, *(() if by_folder else (".csv",)))
@@ -143,7 +144,8 @@ class SubtitleFiles:
                 continue
             names = [file.stem, re.sub(r"\.[^.]*$", "", file.stem)]
             own = [name for name in names if ((file.parent, name) in known if by_folder else name in self.videos)]
-            if own or not by_folder:
+            table = file.suffix.lower() == ".json" and not own and not _is_transcript(file)  # of many videos, or none
+            if own or not (by_folder or table):
                 stem = own[0] if own else names[-1 if language_of_name(file) else 0]
                 self._files.setdefault(stem, []).append(file)
 
@@ -153,6 +155,11 @@ class SubtitleFiles:
             exact = [file for file in files if language_of_name(file) == self.language]
             return exact or [file for file in files if not language_of_name(file)]
         return sorted(files, key=lambda file: (language_of_name(file) != "", file.name))[:1]
+
+    def _also(self, video_id: str, language: str) -> str:
+        """Which other languages a video's files have, where none was asked for."""
+        others = {language_of_name(file) for file in self._files.get(video_id, [])} - {language, ""}
+        return f"also in {', '.join(sorted(others))}: --language chooses" if others and not self.language else ""
 
     def _fits(self, language: str) -> bool:
         return not self.language or language in ("", self.language)

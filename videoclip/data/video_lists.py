@@ -130,15 +130,19 @@ def _listed(values: Mapping[str, Any], folder: Path, where: str) -> ListedVideo:
         raise InputError(f"{where}: no video id")
     video_id = str(video_id)
     if not place:
-        inside = str(values.get("page_dir") or ".")
-        if Path(video_id).name != video_id or ".." in Path(inside).parts or Path(inside).is_absolute():
+        inside = str(values.get("page_dir") or "")
+        if _is_path(video_id) or (inside and any(_is_path(part) for part in inside.split("/"))):
             raise InputError(f"{where}: an id that is a path cannot name a file; add a column `path`")
         suffix = ".mp4" if "page_dir" in values else ANY_SUFFIX
-        place = str(Path(inside) / f"{video_id}{suffix}")
+        place = os.path.join(inside, f"{video_id}{suffix}")
     start, end = _seconds(values.get("start"), where), _seconds(values.get("end"), where)
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise InputError(f"{where}: the end of a clip ({end} s) must lie after its start ({start} s), both from 0 on")
     return ListedVideo(video_id, _place(str(place), folder), start or 0.0, end, _said(values, where))
+
+
+def _is_path(name: str) -> bool:
+    return name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name
 
 
 def _place(location: str, folder: Path) -> str:
