@@ -18,7 +18,7 @@ install: .venv/.installed
 # And what only tests and benchmarks need: pytest, hypothesis, ruff, mypy, mteb, and the extras.
 .venv/.installed-dev: .venv/.installed
 	@echo "installing what the tests need, too"
-	$(PIP) -e '.[cpu,dev,mteb,serve,mcp,asr,sentence-transformers]'
+	$(PIP) -e '.[cpu,dev,mteb,serve,mcp,asr,sentence-transformers,cluster]'
 	touch $@
 
 demo: install

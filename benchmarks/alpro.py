@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from videoclip.data.frames import FrameBatch
 from videoclip.files import write_json
+from videoclip.parts.fused_towers import AlproConfig
 from videoclip.parts.fusion import first_rows, from_even, last_rows
 from videoclip.parts.masked_words import WordMask
 from videoclip.parts.pixels import normalised, zeroed_outside
 from videoclip.parts.prompter import Prompter, prompts
 from videoclip.parts.towers import TowersShape
 from videoclip.parts.vision_transformer import VisionShape
-from videoclip.recipes.alpro import AlproConfig, Recipe
+from videoclip.recipes.alpro import Recipe
 from videoclip.synthetic.kitchen import caption
 from videoclip.synthetic.kitchen.pictures import ingredient_masks
 from videoclip.synthetic.kitchen.vocabulary import INGREDIENTS, VESSELS

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from videoclip.data.frames import FrameBatch, choose_frames, random_crop_of_patches, same_texts
+from videoclip.data.frames import FrameBatch, choose_frames, random_crop_of_patches
 from videoclip.data.words import WordTokenizer, train_wordpiece
 from videoclip.packed import Packed
+from videoclip.retrieval.false_negatives import text_labels
 from videoclip.synthetic.kitchen import KitchenConfig, KitchenVideo, Step, caption, narrate, plan_kitchen
 from videoclip.synthetic.kitchen.pictures import FPS, draw_frames, ingredient_masks
 from videoclip.synthetic.kitchen.vocabulary import INGREDIENTS, PLACES, VESSELS
@@ -68,12 +69,13 @@ class Corpus:
         drawn = generator if sampler in ("headtail", "random", "dense") else None
         pictures = [draw_frames(clip.video, clip.times(frames, sampler, drawn), generator) for clip in clips]
         crops = [random_crop_of_patches(grid, generator, patch=64 // grid) for _ in clips]
+        words = self.words(texts)
         return FrameBatch(
             torch.from_numpy(np.stack(pictures)),
-            self.words(texts),
+            words,
             torch.Generator().manual_seed(int(generator.integers(2**31))),
             torch.from_numpy(np.stack(crops)),
-            excluded=torch.from_numpy(same_texts(texts)),
+            labels=text_labels(torch.arange(len(texts)), words),
         )
 
 

@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 
 from videoclip.data.video import clips_of_seconds, decode_seconds
 from videoclip.encoders.s3d import S3D
+from videoclip.encoders.shared_batches import SharedBatches
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.encoders.x3d import X3D
 
@@ -54,14 +56,16 @@ class BusyEncoder:
 
 def measure(encoder: VideoEncoder, path: Path) -> None:
     """Print the three rates and the encoder's share for one file."""
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     clips = list(clips_of_seconds(decode_seconds(path, encoder.frame_format), encoder.frame_offsets))
-    decoding = time.perf_counter() - start
+    decoding, cores = time.perf_counter() - start, time.process_time() - processor
     encoder.encode_clips(np.stack(clips[: encoder.clips_at_once]))  # the folded copy is made at the first call
     start = time.perf_counter()
     for first in range(0, len(clips), encoder.clips_at_once):
         encoder.encode_clips(np.stack(clips[first : first + encoder.clips_at_once]))
     encoding = time.perf_counter() - start
+    if next(encoder.parameters()).device.type == "cuda":
+        measure_shared(encoder, clips)
     busy = BusyEncoder(encoder)
     start = time.perf_counter()
     encoder.encode_video(path)
@@ -69,9 +73,22 @@ def measure(encoder: VideoEncoder, path: Path) -> None:
     del encoder.encode_clips
     share = 100 * busy.seconds / whole
     print(
-        f"{path.name:20s} {encoder.name:8s} decode {len(clips) / decoding:7.1f}   "
+        f"{path.name:20s} {encoder.name:8s} decode {len(clips) / decoding:7.1f} (a core {len(clips) / cores:6.1f})   "
         f"encode {len(clips) / encoding:7.2f}   whole {len(clips) / whole:7.2f} s/s   encoder busy {share:5.1f}%"
     )
+
+
+def measure_shared(encoder: VideoEncoder, clips: list[np.ndarray], videos: int = 16) -> None:
+    """Print the rate of a GPU whose batches are filled from many videos, with and without compilation."""
+    for backend in ("", "inductor"):
+        for size in (16, 64, 128):
+            with SharedBatches(encoder, size, backend) as shared:
+                shared.encode_all(iter(clips[:size]))
+                start = time.perf_counter()
+                with ThreadPoolExecutor(videos) as threads:
+                    list(threads.map(lambda _: shared.encode_all(iter(clips)), range(videos)))
+                rate = videos * len(clips) / (time.perf_counter() - start)
+            print(f"{encoder.name:8s} batches of {size:3d}, {backend or 'as it is':8s} {rate:8.1f} s/s")
 
 
 def main() -> None:

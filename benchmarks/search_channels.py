@@ -50,7 +50,9 @@ def prepare(seed: int, folder: Path) -> tuple[Corpus, Path]:
     """The demo's corpus and model of a seed, and two indexes of its test videos; what is there already is kept."""
     with ray_session(None):
         corpus = prepare_corpus(folder, seed)
-        model = pretrain(pretraining(corpus, folder / "pretrain", seed)).model
+        model = folder / "pretrain" / "model"
+        if not (model / "config.json").is_file():
+            pretrain(pretraining(corpus, folder / "pretrain", seed))
         said = corpus.folder / "test" / "raw_caption.json"
         partly = folder / "partly-said.json"
         write_json(partly, {name: lines for name, lines in read_json(said).items() if _number(name) % 4})

@@ -3,6 +3,8 @@
 On the cooking channel actions come in such pairs. A model is asked which of two captions belongs to a held-out clip:
 its own, or the same with the twin's verb. A single frame cannot tell: chance, 50%, is all that it may reach. Frozen in
 Time and ALPRO's towers (contrast alone) are trained with one frame and with several neighbouring ones, 8 a second.
+Every clip stands beside its twin in the batches of training too: else ingredients, vessels and places tell a batch
+apart, and there is nothing to look at time for.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def train(model: nn.Module, corpus: Corpus, frames: int, steps: int, pairs: int,
     generator = np.random.default_rng([seed, 8])
     model.train()
     for number in range(steps):
-        chosen = [corpus.train[i] for i in generator.choice(len(corpus.train), pairs, replace=False)]
+        clips = [corpus.train[i] for i in generator.choice(len(corpus.train), pairs // 2, replace=False)]
+        chosen = [clip for one in clips for clip in (one, twin_of(one))]
         texts = [caption(clip.step, WRITTEN[generator.integers(2)]) for clip in chosen]
         batch = corpus.batch(chosen, texts, frames, generator, "dense", 4)
         step(model, optimizer, batch, learning_rate_at(number, steps, config), config.clip_norm)

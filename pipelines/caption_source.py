@@ -11,6 +11,7 @@ from pipelines.runs import Quarantine
 from videoclip.data.captions import NO_CAPTIONS, Captions, captions_of_video
 from videoclip.data.recaption import recaption
 from videoclip.data.shards import MANIFEST
+from videoclip.data.stored_list import VideoList
 from videoclip.data.subtitle_files import SubtitleFiles
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_json
@@ -33,22 +34,25 @@ class CaptionSource:
         quarantine: Quarantine,
         videos: Mapping[str, Path] | None = None,
         language: str = "",
+        listed: VideoList | None = None,
     ) -> None:
-        """`captions`: `beside`, a folder or a file, as `SubtitleFiles` takes it, for `videos` by id.
+        """`captions`: `beside`, a folder or a file, as `SubtitleFiles` takes it, for `videos` by id. Without it a list
+        may say what its videos show: then that is taken.
 
         `seed` decides on which side of a rolling repeat its words stay. Raises InputError if they cannot be read.
         """
         self.keep_rolling_repeats, self.seed = keep_rolling_repeats, seed
         self.quarantine = quarantine
         self.files: SubtitleFiles | None = None
-        self.ids: set[str] = set()
+        self.listed = listed if captions is None and listed is not None and listed.has_captions else None
         self.description: dict[str, Any] = {}
         if captions is not None:
             self.files = SubtitleFiles(captions, videos or {}, language)
-            self.ids = self.files.ids()
             self.description = {"sha256": self.files.fingerprint(), "keep_rolling_repeats": keep_rolling_repeats}
             if not keep_rolling_repeats:
                 self.description["seed"] = seed
+        elif self.listed is not None:
+            self.description = {"sha256": self.listed.fingerprint(), "of": "the list"}
 
     def refuse_left_out(self, folder: Path, before: bool = False) -> None:
         """Raises InputError if the folder's videos have captions (`before`: by the word of an older run) and none are
@@ -76,6 +80,8 @@ class CaptionSource:
 
     def of_video(self, video_id: str, seconds: int) -> Captions:
         """Captions of a video of so many tokens; what cannot be used is noted in the quarantine list."""
+        if self.listed is not None:
+            return self._said(self.listed, video_id, seconds)
         try:
             subtitles = self.files.find(video_id) if self.files is not None else None
             if subtitles is None:
@@ -90,9 +96,24 @@ class CaptionSource:
             self.quarantine.add(video_id, f"{count} caption lines left out: {reason}", "captions")
         return captions
 
-    def note_unused(self, paths: dict[str, Path]) -> None:
+    def _said(self, listed: VideoList, video_id: str, seconds: int) -> Captions:
+        """What the list says of a video: nothing rolls there."""
+        row = listed.find(video_id)
+        raw = None if row is None else row.captions(seconds)
+        if raw is None:
+            return NO_CAPTIONS
+        try:
+            captions, rejected = captions_of_video(raw, seconds, video_id, self.seed, keep_rolling_repeats=True)
+        except ValueError as error:
+            self.quarantine.add(video_id, f"its captions cannot be used: {error}", "captions")
+            return NO_CAPTIONS
+        for reason, count in rejected.items():
+            self.quarantine.add(video_id, f"{count} caption lines left out: {reason}", "captions")
+        return captions
+
+    def note_unused(self, paths: Mapping[str, Path]) -> None:
         """Note the captions of videos that are not there."""
-        for video_id in sorted(self.ids):
+        for video_id in sorted(self.files.ids() if self.files is not None else ()):
             if video_id not in paths:
                 unsafe = os.sep in video_id or video_id in ("", ".", "..")
                 reason = (

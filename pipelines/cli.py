@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.stopping import EXIT_CODE, Stopped
 from videoclip.errors import InputError
+from videoclip.remote import StorageError
 
 # verb -> module:function. The function's first parameter is the dataclass of its options, whose docstring is the help.
 # Imported when chosen: `--help` should not wait for torch.
@@ -25,13 +26,18 @@ VERBS: dict[str, str] = {
     "captions": "captions:captions",
     "transcribe": "transcribe:transcribe",
     "extract": "extract:extract",
+    "extract frames": "frames:extract_frames",
+    "recipes": "recipes:print_recipes",
     "pretrain": "pretrain:pretrain",
+    "pretrain frames": "pretrain_frames:pretrain_frames",
+    "align": "align:align",
     "cluster": "cluster:cluster",
     "index": "index:build_index",
     "search": "search:search",
     "serve": "serve:serve",
     "mcp": "mcp_server:serve_mcp",
     "finetune": "finetune:finetune",
+    "finetune questions": "finetune_questions:finetune_questions",
     "teachtext": "teachtext:teachtext",
     "prompt": "prompting:prompt",
     "evaluate youcook2": "evaluate_retrieval:evaluate_retrieval",
@@ -42,6 +48,7 @@ VERBS: dict[str, str] = {
     "evaluate crosstask": "evaluate_actions:evaluate_crosstask",
     "evaluate msrvtt-qa": "evaluate_actions:evaluate_questions",
     "evaluate htm-align": "evaluate_actions:evaluate_htm_align",
+    "evaluate open-questions": "evaluate_questions:evaluate_open_questions",
     "evaluate actions": "evaluate_recognition:evaluate_actions",
     "evaluate detection": "evaluate_recognition:evaluate_detection",
     "evaluate mteb": "evaluate_mteb:evaluate_mteb",
@@ -49,6 +56,7 @@ VERBS: dict[str, str] = {
     "report": "report:report",
     "status": "status:status",
     "convert mmpt": "convert:convert_mmpt",
+    "convert alpro": "convert:convert_alpro",
     "convert experts": "convert:convert_experts",
     "convert efficient-prompt": "convert:convert_prompts",
     "convert features": "convert:convert_features",
@@ -80,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except StorageError as error:
+        return _fail(f"{error}; the same command goes on from here")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             place = f" ({error.filename})" if error.filename else ""
@@ -121,6 +131,7 @@ def _run(verb: str, words: list[str]) -> int:
 
     from pipelines.figures import Figures
     from pipelines.options import read_options
+    from pipelines.remote_options import at_hand
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(format="%(message)s")
@@ -133,7 +144,8 @@ def _run(verb: str, words: list[str]) -> int:
     if "recipe" in config_class.__dataclass_fields__:  # whose options depend on which one it is
         config_class = module.config_of_recipe(_chosen_recipe(words, path, config_class.recipe))
     default = {"default": read_options(path, config_class)} if path else {}
-    result = function(tyro.cli(config_class, prog=f"videoclip {verb}", args=words, **default))
+    with at_hand(tyro.cli(config_class, prog=f"videoclip {verb}", args=words, **default)) as config:
+        result = function(config)
     if isinstance(result, Figures) and result:
         print(result)
     return 0

@@ -14,11 +14,13 @@ from videoclip.convert import (
     describe,
     features_to_shards,
     fingerprint_of_features,
+    from_alpro,
     from_collaborative_experts,
     from_efficient_prompt,
     from_mmpt,
     shards_to_features,
 )
+from videoclip.data.questions import read_answers
 from videoclip.data.shards import MANIFEST, Manifest, Shards, check_encoder
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.s3d import S3D
@@ -37,6 +39,22 @@ class ConvertMMPTConfig:
     """Folder of bert-base-uncased with tokenizer.json, to be stored in the model folder."""
     video_encoder: Path | None = None
     """s3d_howto100m.pth, to be stored in the model folder, so that the model takes video files."""
+    heads: int | None = None
+    """Attention heads, where they are not one for 64 columns."""
+
+
+@dataclass(frozen=True)
+class ConvertAlproConfig:
+    """A checkpoint of the public ALPRO release into a model folder: pretraining, retrieval or question answering."""
+
+    checkpoint: Annotated[Path, Positional]
+    """For instance alpro_pretrained_ckpt.pt; which task it is of is read off the names."""
+    output: Annotated[Path, Positional]
+    """Model folder to write."""
+    tokenizer: Path
+    """Folder of bert-base-uncased with tokenizer.json."""
+    answers: Path | None = None
+    """train_ans2label.json, for a checkpoint of question answering: its answers in words."""
     heads: int | None = None
     """Attention heads, where they are not one for 64 columns."""
 
@@ -112,6 +130,27 @@ def convert_mmpt(config: ConvertMMPTConfig) -> None:
     print(f"{config.output}: {model.config.transformer} transformers, {model.config.width} wide. It expects")
     for name, value in describe(model).items():
         print(f"  {name}: {value}")
+
+
+@writes_output
+def convert_alpro(config: ConvertAlproConfig) -> None:
+    """Raises InputError if the checkpoint cannot be read safely, or tokenizer or answers are another model's."""
+    model = from_alpro(config.checkpoint, config.heads)
+    tokenizer = WordTokenizer.load(config.tokenizer)
+    if tokenizer.vocabulary != model.shape.vocabulary:
+        raise InputError(
+            f"{config.tokenizer}: knows {tokenizer.vocabulary} words but the checkpoint {model.shape.vocabulary}; "
+            "it was trained with another tokenizer"
+        )
+    model.frozen.tokenizer = tokenizer
+    if config.answers is not None:
+        numbers = read_answers(config.answers)
+        if len(numbers) != model.config.answers:
+            raise InputError(f"{config.answers}: {len(numbers)} answers; the checkpoint has {model.config.answers}")
+        model.config = replace(model.config, answer_names=tuple(sorted(numbers, key=numbers.__getitem__)))
+    model.save_pretrained(config.output)
+    vision, trained = model.shape.vision, ", ".join(model.config.losses) or f"{model.config.answers} answers"
+    print(f"{config.output}: {vision.frames} frames of {vision.size} x {vision.size}; {trained}")
 
 
 @writes_output

@@ -13,9 +13,10 @@ from videoclip.data.crosstask import read_crosstask
 from videoclip.data.htm_align import read_htm_align
 from videoclip.data.msrvtt import read_questions
 from videoclip.evaluation.actions import OutsideRule, place_steps_of_videos, segment_videos
-from videoclip.evaluation.alignment import NEAR, align_videos
+from videoclip.evaluation.alignment import align_videos
 from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.evaluation.questions import answer_questions
+from videoclip.evaluation.sentences import NEAR, Reading
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class AlignmentConfig(ZeroShotConfig):
     output: Path = Path("runs/evaluation/htm-align/metrics.json")
     near: float | None = NEAR
     """Seconds around where a sentence is expected that are looked at; None: the whole video."""
+    by: Reading = "towers"
+    """What compares sentences with seconds: towers, or of the recipe `alignment` also together, or both (the mean)."""
 
 
 def evaluate_coin(config: COINConfig) -> Figures:
@@ -91,4 +94,4 @@ def evaluate_htm_align(config: AlignmentConfig) -> Figures:
     """Run HTM-Align; as `evaluate_coin`."""
     videos = read_htm_align(config.annotations)
     model, shards = load_model_and_shards(config.model, config.shards)
-    return write_results(config.output, *align_videos(model, shards, videos, config.templates, config.near))
+    return write_results(config.output, *align_videos(model, shards, videos, config.templates, config.near, config.by))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import ray.data
-import torch
+import ray
 from tqdm import tqdm
 
 from pipelines.caption_source import CaptionSource
-from pipelines.ray_session import cluster_processors, missing_resources, ray_session, refuse_missing
+from pipelines.extraction import Extraction
+from pipelines.extraction_plan import add_plan, part_number, read_plans, videos_in_part
+from pipelines.extraction_pool import Pool, actors_that_fit, cpus_beside_a_gpu
+from pipelines.extraction_worker import ExtractionWorker, WorkerOptions, actor_options, clips_of
+from pipelines.ray_session import missing_resources, ray_session, refuse_missing
 from pipelines.runs import (
     IDENTITY,
     Quarantine,
@@ -27,25 +28,30 @@ from pipelines.runs import (
     with_absolute_paths,
     writes_output,
 )
-from videoclip.data.shards import MANIFEST, Manifest, Shards, ShardWriter, VideoRecord, check_encoder
-from videoclip.data.video import clips_of_seconds, decode_seconds, find_videos, probe
+from videoclip.data.shards import MANIFEST, Manifest, Shards, check_encoder
+from videoclip.data.stored_list import VideoList, digests_of, refuse_empty
+from videoclip.data.video_lists import read_videos
 from videoclip.encoders.catalog import load_video_encoder, make_video_encoder
+from videoclip.encoders.decoders import NAMES as DECODERS
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.encoders.x3d import X3D
 from videoclip.errors import InputError
 from videoclip.files import sha256
 
-VIDEOS_AT_ONCE = 4096  # handed to Ray together; a dataset of a million one-video blocks would swamp its scheduler
-ATTEMPTS = 3  # a video that takes its worker down this often in one run goes to quarantine
-ATTEMPTS_FOLDER = ".attempts"  # a mark for each video that is being encoded; it outlives a worker that dies
+CALIBRATION_SECONDS = 120  # of a video, from its start
+Parts = list[tuple[int, list[int]]]  # numbers of parts, and the rows of the list that are still missing in each
 
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Turn a folder of videos into shards of tokens. Run it again to go on where it stopped."""
+    """Turn a folder or a list of videos into shards of tokens. Run it again to go on where it stopped."""
+
+    streams_videos: ClassVar[bool] = True  # they may be in a store
 
     videos: Path
-    """Folder of video files, searched recursively; a file's name without its suffix is its video id."""
+    """Folder of video files, searched recursively; a file's name without its suffix is its video id. Or a list: csv,
+    tsv, parquet or jsonl of video_id, path[, start, end][, caption], HowTo100M's or WebVid's csv, Conceptual Captions'
+    tsv, a tar or a folder of tars with pictures."""
     output: Path = Path("runs/tokens")
     """Folder for the shards."""
     captions: str | None = None
@@ -60,21 +66,39 @@ class ExtractConfig:
     """Published weights of the encoder (for X3D the file {"model_state": ...})."""
     encoder_from: Path | None = None
     """Use the encoder saved in this folder (of shards or of a model) instead; later videos need the same one."""
+    videos_in: Path | None = None
+    """Where the paths of a list start from; without it, its own folder."""
     calibration_clips: int = 400
     """Clips that random weights are calibrated on, where there are no published ones."""
     keep_rolling_repeats: bool = False
     """Leave captions as they are, instead of removing what rolling captions repeat."""
     videos_per_part: int = 256
-    """Videos in one Arrow file; this many at most are encoded again after a crash."""
+    """Videos in one Arrow file at most (of pictures 32 count as one); this many are encoded again after a crash."""
     retry_crashed: bool = False
     """Try videos again that are in quarantine because the work on them crashed (memory, disk, a decoder's bug)."""
     workers: int = 0
-    """Encoder processes, at most one a CPU; 0 for as many as that."""
+    """Encoder processes, at most one a CPU or a GPU's share; 0 for as many as that, also where machines join later."""
+    gpus_per_worker: float | None = None
+    """GPUs of one encoder process: 1, a share such as 0.5, or 0 for CPUs alone. Without it 1 where Ray has GPUs."""
+    decode_threads: int = 0
+    """Threads that decode for one GPU, a CPU each; 0 for the CPUs that a machine has for each of its GPUs."""
+    gpu_batch: int = 16
+    """Clips that go through the network together on a GPU."""
+    decoder: str = "auto"
+    """pyav, torchcodec (NVIDIA's decoder), or auto: torchcodec where there is a GPU and it loads."""
+    compile: bool = False
+    """Compile the network on a GPU: a minute at the start of every worker, for long runs."""
     seed: int = 0
     language: str = ""
     """Two letters, where videos have subtitles in several languages."""
     address: str | None = None
     """Ray cluster to join, for instance "auto" or ray://head:10001; without it Ray runs on this machine."""
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise InputError(f"unknown decoder {self.decoder!r}; choose {', '.join(DECODERS)}")
+        if self.videos_per_part < 1 or self.gpu_batch < 1 or self.workers < 0 or (self.gpus_per_worker or 0) < 0:
+            raise InputError("sizes of parts and batches are at least 1, workers and GPUs at least 0")
 
 
 @writes_output
@@ -86,76 +110,134 @@ def extract(config: ExtractConfig) -> Shards:
     """
     config = with_absolute_paths(config)
     quarantine = Quarantine(config.output)
-    paths = _videos_by_id(config.videos, quarantine)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = read_videos(config.videos, config.videos_in)
+        videos = VideoList.write(Path(scratch), rows, quarantine.add)
+        refuse_empty(videos, config.videos)
+        return _extract(config, videos, quarantine)
+
+
+def _extract(config: ExtractConfig, videos: VideoList, quarantine: Quarantine) -> Shards:
+    """`extract` of a list that was read."""
     captions = CaptionSource(
-        config.captions, config.keep_rolling_repeats, config.seed, quarantine, paths, config.language
+        config.captions, config.keep_rolling_repeats, config.seed, quarantine, videos, config.language, videos
     )
-    encoder = _prepare_encoder(config, list(paths.values()))
+    encoder = _prepare_encoder(config, videos)
     manifest = Manifest(encoder.name, encoder.fingerprint(), encoder.dimension)
     identity = _identity(config)
     before = configuration_before(config.output, "extract")
     if config.encoder_from is None:  # where it is given, the fingerprint says all
         refuse_other_run(config.output, identity, _identity_before(config, before))
-    done = _done(config.output, manifest, paths)
+    done = _done(config.output, manifest, videos)
     captions.refuse_left_out(config.output, bool(before.get("captions")))
     start_run(config.output, "extract", config, None if (config.output / IDENTITY).exists() else identity)
     if not (config.output / MANIFEST).exists():
         encoder.save(config.output)
+        manifest.write(config.output)
     captions.update_shards(config.output)
-    captions.note_unused(paths)
     if config.retry_crashed:
         quarantine.forget(kind="crashed")
     quarantine.save()
-    left_out = quarantine.video_ids() | done
-    todo = [(video_id, path) for video_id, path in paths.items() if video_id not in left_out]
-    if todo or not _is_complete(config.output):
-        _encode_all(todo, len(paths), config, manifest, captions)
+    manifest = Manifest.read(config.output)
+    missing = _missing(config, manifest, videos, np.concatenate([done, digests_of(quarantine.video_ids())]))
+    if missing:
+        _encode(missing, config, videos, captions)
+    captions.note_unused(videos)
+    quarantine.save()
+    _complete(config.output)
     if not Manifest.read(config.output).parts:
-        raise InputError(f"{config.videos}: none of the {len(paths)} videos could be used; see {quarantine.path}")
+        raise InputError(f"{config.videos}: none of the {len(videos)} videos could be used; see {quarantine.path}")
     shards = Shards(config.output)
     hours = shards.seconds().sum() / 3600
     print(f"{len(shards)} videos, {hours:.2f} hours of tokens in {config.output}; {quarantine.summary()}")
     return shards
 
 
-def _encode_all(
-    todo: list[tuple[str, Path]], total: int, config: ExtractConfig, manifest: Manifest, captions: CaptionSource
-) -> None:
-    """Encode what is missing into the shards, under a progress bar."""
-    quarantine = captions.quarantine
-    with ray_session(config.address), tqdm(total=total, initial=total - len(todo), unit="video") as bar:
-        refuse_missing(config.workers, missing_resources(config.workers))
-        writer = ShardWriter(config.output, manifest, config.videos_per_part)
+def _complete(folder: Path) -> None:
+    manifest = Manifest.read(folder)
+    if not manifest.complete:
+        manifest.complete = True
+        manifest.write(folder)
+
+
+def _missing(config: ExtractConfig, manifest: Manifest, videos: VideoList, left_out: np.ndarray) -> Parts:
+    """The parts that are not finished, each with the rows that are to be encoded for it.
+
+    A video is part of the plan of the run that first found it (`extraction_plan.py`). `left_out` (uint64) are the ids
+    that are done or in quarantine.
+    """
+    registered = {part_number(part.name) for part in manifest.parts}
+    size = videos_in_part(config.videos_per_part, manifest.dimension)
+    parts: Parts = []
+    for plan in add_plan(config.output, videos, read_plans(config.output), registered, left_out, size):
+        for number in plan.parts:
+            if number not in registered:
+                digests = plan.of_part(number)
+                rows = videos.rows_of_digests(digests[~np.isin(digests, left_out)])
+                parts.append((number, rows[rows >= 0].tolist()))
+    return [(number, rows) for number, rows in parts if rows]
+
+
+def _encode(parts: Parts, config: ExtractConfig, videos: VideoList, captions: CaptionSource) -> None:
+    """Encode what is missing into the shards, by a pool of workers, under a progress bar."""
+    count = sum(len(rows) for _, rows in parts)
+    manifest = Manifest.read(config.output)
+    with ray_session(config.address), tqdm(total=len(videos), initial=len(videos) - count, unit="video") as bar:
         bar.set_description(f"tokens by {manifest.encoder}")
-        for row in _encode(todo, config):
-            bar.update()
-            if row["reason"]:
-                quarantine.add(row["video_id"], row["reason"], kind=row["kind"])
-            else:
-                tokens = np.frombuffer(row["tokens"], np.float16).reshape(-1, manifest.dimension)
-                of_video = captions.of_video(row["video_id"], len(tokens))
-                try:
-                    writer.add(VideoRecord(row["video_id"], row["duration"], tokens, of_video))
-                except InputError as error:
-                    quarantine.add(row["video_id"], str(error))
-            quarantine.save()
-    writer.close()
+        gpus, cpus = _shares(config)
+        _refuse_too_many(config.workers, cpus, gpus)
+        run = Extraction(config.output, manifest, videos, parts, captions, bar)
+        threads = cpus if gpus else 1
+        options = WorkerOptions(
+            config.output, config.decoder, config.compile, threads, config.gpu_batch, expects_gpu=gpus > 0
+        )
+        actor: Any = ray.remote(**actor_options(cpus, gpus, threads))(ExtractionWorker)
+
+        def wanted() -> int:
+            return min(config.workers or actors_that_fit(cpus, gpus), run.waits_for())
+
+        pool = Pool(lambda: actor.remote(options), wanted, threads)
+        try:
+            run.run(pool)
+        finally:
+            pool.close()
+    if gpus and "cpu" in pool.devices_seen:
+        print("Ray lends GPUs, but the workers' PyTorch sees none: the encoder ran on CPUs", file=sys.stderr)
 
 
-def _done(folder: Path, manifest: Manifest, paths: dict[str, Path]) -> set[str]:
-    """Ids of the videos whose tokens are in the folder.
+def _shares(config: ExtractConfig) -> tuple[float, int]:
+    """GPUs and CPUs of one worker."""
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    gpus = float(has_gpus) if config.gpus_per_worker is None else config.gpus_per_worker
+    return gpus, (config.decode_threads or cpus_beside_a_gpu(gpus)) if gpus else 1
 
-    Raises InputError if they are of another encoder, or of videos that are not among `paths`.
+
+def _refuse_too_many(workers: int, cpus: int, gpus: float) -> None:
+    """Raises InputError if so many workers never find a place."""
+    refuse_missing(workers, missing_resources(workers, ("CPU",)))
+    fit = actors_that_fit(cpus, gpus)
+    if gpus and fit < max(1, workers):
+        has = ray.cluster_resources()
+        raise InputError(
+            f"--workers {workers}: {max(1, workers)} of {gpus:g} GPUs and {cpus} CPUs are needed, and Ray has room for "
+            f"{fit} ({has.get('GPU', 0):g} GPUs, {has.get('CPU', 0):g} CPUs); ask for fewer, or join a larger cluster"
+        )
+
+
+def _done(folder: Path, manifest: Manifest, videos: VideoList) -> np.ndarray:
+    """uint64: digests of the ids of the videos whose tokens are in the folder.
+
+    Raises InputError if they are of another encoder, or of videos that are not in the list.
     """
     if not (folder / MANIFEST).exists():
-        return set()
+        return np.zeros(0, np.uint64)
     stored = Manifest.read(folder)
     check_encoder(stored, manifest.fingerprint, manifest.encoder, folder)
-    done = set(Shards(folder).video_ids()) if stored.parts else set()
-    missing = [video_id for video_id in done if video_id not in paths]
-    if missing:
+    ids = Shards(folder).video_ids() if stored.parts else []
+    done = digests_of(ids)
+    if (missing := np.flatnonzero(videos.rows_of_digests(done) < 0)).size:
         raise InputError(
-            f"{folder}: holds the tokens of other videos, for instance {missing[0]!r}; choose another --output"
+            f"{folder}: holds the tokens of other videos, for instance {ids[missing[0]]!r}; choose another --output"
         )
     return done
 
@@ -182,19 +264,7 @@ def _identity_before(config: ExtractConfig, before: dict[str, Any]) -> dict[str,
     return _identity(replace(config, **values))
 
 
-def _videos_by_id(folder: Path, quarantine: Quarantine) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for path in find_videos(folder):
-        if path.stem in paths:
-            quarantine.add(
-                path.stem, f"{path}: the id is taken by {paths[path.stem]}; the second file is left out", "file"
-            )
-        else:
-            paths[path.stem] = path
-    return paths
-
-
-def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> VideoEncoder:
+def _prepare_encoder(config: ExtractConfig, videos: VideoList) -> VideoEncoder:
     """The frozen encoder: the one in the output, or on the first run a new one, calibrated but not saved yet."""
     if config.encoder_from is not None:
         encoder = load_video_encoder(config.encoder_from)
@@ -210,7 +280,7 @@ def _prepare_encoder(config: ExtractConfig, videos: list[Path]) -> VideoEncoder:
     return encoder
 
 
-def _make_encoder(config: ExtractConfig, videos: list[Path]) -> VideoEncoder:
+def _make_encoder(config: ExtractConfig, videos: VideoList) -> VideoEncoder:
     encoder = make_video_encoder(config.encoder, config.weights, config.seed)
     if isinstance(encoder, X3D) and config.weights is None:
         print(
@@ -221,106 +291,19 @@ def _make_encoder(config: ExtractConfig, videos: list[Path]) -> VideoEncoder:
     return encoder
 
 
-def _calibration_clips(encoder: VideoEncoder, videos: list[Path], config: ExtractConfig) -> np.ndarray:
+def _calibration_clips(encoder: VideoEncoder, videos: VideoList, config: ExtractConfig) -> np.ndarray:
     """Clips spread evenly over up to 40 of the videos: uint8 [N, T, H, W, 3]. Unreadable videos are passed over;
     extraction itself will name them."""
     generator = np.random.default_rng([config.seed, 5])
-    chosen = [videos[i] for i in generator.permutation(len(videos))[:40]]
+    chosen = videos.rows(videos.good_rows[generator.permutation(len(videos))[:40]].tolist())
     wanted = -(-config.calibration_clips // len(chosen))
     clips: list[np.ndarray] = []
-    for path in chosen:
+    for video in chosen:
         try:
-            of_video = list(
-                _first_minutes(clips_of_seconds(decode_seconds(path, encoder.frame_format), encoder.frame_offsets))
-            )
+            found = list(islice(clips_of(video, encoder), CALIBRATION_SECONDS))
         except InputError:
             continue
-        clips += [of_video[i] for i in np.unique(np.linspace(0, len(of_video) - 1, wanted).astype(int))]
+        clips += [found[i] for i in np.unique(np.linspace(0, len(found) - 1, wanted).astype(int))]
     if not clips:
         raise InputError(f"{config.videos}: none of {len(chosen)} videos could be decoded to calibrate the encoder")
     return np.stack(clips[: config.calibration_clips])
-
-
-def _first_minutes(clips: Iterator[np.ndarray], limit: int = 120) -> Iterator[np.ndarray]:
-    for count, clip in enumerate(clips):
-        if count == limit:
-            return
-        yield clip
-
-
-def _is_complete(folder: Path) -> bool:
-    return (folder / MANIFEST).exists() and Manifest.read(folder).complete
-
-
-def _encode(todo: list[tuple[str, Path]], config: ExtractConfig) -> Iterator[dict[str, Any]]:
-    """Rows of `EncodeVideo`, in the order of `todo`, whichever worker finishes first: parts come out the same."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    shutil.rmtree(config.output / ATTEMPTS_FOLDER, ignore_errors=True)  # of runs that were interrupted
-    (config.output / ATTEMPTS_FOLDER).mkdir()
-    # Of this run alone: a worker that outlives the run that started it must not count here.
-    attempts = tempfile.mkdtemp(dir=config.output / ATTEMPTS_FOLDER)
-    for first in range(0, len(todo), VIDEOS_AT_ONCE):
-        rows = [{"video_id": i, "path": str(p)} for i, p in todo[first : first + VIDEOS_AT_ONCE]]
-        workers = min(config.workers or cluster_processors(), len(rows))
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            EncodeVideo,  # type: ignore[arg-type]  # a class of callables is what Ray Data wants for actors
-            fn_constructor_args=(str(config.output), attempts),
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=1,
-        )
-        yield from dataset.iter_rows()
-    shutil.rmtree(config.output / ATTEMPTS_FOLDER, ignore_errors=True)
-
-
-class EncodeVideo:
-    """A Ray actor: holds the encoder, turns one video a call into tokens or into the reason why not."""
-
-    def __init__(self, encoder_folder: str, attempts: str) -> None:
-        torch.set_num_threads(1)  # one actor a CPU; threads of several would fight
-        self.encoder = load_video_encoder(Path(encoder_folder))
-        if torch.cuda.is_available():
-            self.encoder.to("cuda").half()
-        self.attempts = Path(attempts)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result = {"video_id": row["video_id"], "tokens": b"", "duration": 0.0, "reason": "", "kind": "input"}
-        path = Path(row["path"])
-        mark = self.attempts / hashlib.sha256(row["video_id"].encode()).hexdigest()
-        if self._count_attempt(mark) > ATTEMPTS:
-            mark.unlink()
-            return {**result, "reason": f"{path}: took its worker down {ATTEMPTS} times", "kind": "crashed"}
-        try:
-            duration = probe(path).duration
-            tokens = self.encoder.encode_video(path)
-            result.update(tokens=tokens.tobytes(), duration=duration or float(len(tokens)))
-        except InputError as error:
-            result["reason"] = str(error)
-        except Exception as error:  # memory, a disk, a decoder's bug: it costs this video, not the archive
-            result.update(reason=f"{path}: {describe_crash(error)}", kind="crashed")
-            self._recover()
-        mark.unlink()
-        return result
-
-    def _count_attempt(self, mark: Path) -> int:
-        """Note that this video was begun; the mark outlives a worker that dies over it."""
-        with open(mark, "a") as file:
-            file.write(".")
-        return mark.stat().st_size
-
-    def _recover(self) -> None:
-        """Free the GPU's memory. Where the GPU no longer answers, nothing works in this process any more: it ends, Ray
-        starts another, and the mark counts the death."""
-        if torch.cuda.is_available():
-            try:
-                torch.cuda.empty_cache()
-                torch.cuda.synchronize()
-            except RuntimeError:
-                os._exit(1)
-
-
-def describe_crash(error: Exception) -> str:
-    """Kind and first line of an error."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -12,8 +12,9 @@ from mcp.server.mcpserver.exceptions import ToolError
 
 from videoclip.errors import InputError
 from videoclip.search.answers import Answer, clock
-from videoclip.search.archive import Archive, Request
+from videoclip.search.archive import Archive
 from videoclip.search.media import picture
+from videoclip.search.request import Request
 
 MOST_LINES = 400
 INSTRUCTIONS = (

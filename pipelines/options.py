@@ -98,3 +98,19 @@ def _unknown(name: str, types: Mapping[str, Any]) -> str:
         if dataclasses.is_dataclass(kind) and name in {item.name for item in dataclasses.fields(kind)}:
             return f"unknown options {name}; it belongs inside {outer}, as {outer}: {{{name}: ...}}"
     return f"unknown options {name}; known are {', '.join(types)}"
+
+
+def with_recipe(kind: type[Options], name: str) -> type[Options]:
+    """A stage's options whose `recipe` is `name` and whose `--model.*` are that recipe's. Raises InputError for an
+    unknown one."""
+    from videoclip.recipes import recipe_named
+
+    options = recipe_named(name).Options
+    chosen = [
+        ("recipe", str, dataclasses.field(default=name)),
+        ("model", options, dataclasses.field(default_factory=options)),
+    ]
+    made: type[Options] = dataclasses.make_dataclass(
+        kind.__name__, chosen, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__}
+    )
+    return made

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import ray
 
+from pipelines.options import with_recipe
 from pipelines.pretrain_batches import BatchPlan
 from pipelines.pretrain_worker import Precision, TrainingPlan, train_worker
 from pipelines.ray_session import ray_session
@@ -28,6 +29,7 @@ from pipelines.training_progress import TrainingProgress
 from videoclip.data.clips import ClipConfig
 from videoclip.data.howto100m import read_topics
 from videoclip.data.shards import Shards
+from videoclip.data.sources import JoinedShards, open_shards
 from videoclip.data.words import TOKENIZER_FILE, WordTokenizer, train_wordpiece
 from videoclip.encoders.text import FrozenTextEncoder
 from videoclip.errors import InputError
@@ -40,6 +42,7 @@ from videoclip.retrieval.clustering import Mode, Skip, check_options
 from videoclip.retrieval.epochs import BatchOptions
 from videoclip.retrieval.false_negatives import FalseNegativeConfig
 from videoclip.retrieval.figures import describe_in_words
+from videoclip.retrieval.mixing import check_shares
 from videoclip.training import OptimizerConfig
 
 VOCABULARY_CAPTIONS = 1_000_000  # evenly spaced; more would not change a vocabulary but fill the memory
@@ -70,8 +73,8 @@ COUNTS = ("epochs", "workers", "batches_per_step", "log_every", "checkpoints_kep
 class PretrainConfig:
     """Train VideoCLIP on shards that have captions. Run it again to go on where it stopped."""
 
-    shards: Path
-    """Folder that `videoclip extract --captions ...` wrote."""
+    shards: Path | tuple[Path, ...]
+    """Folder that `videoclip extract --captions ...` wrote; or several folders of one encoder's tokens."""
     output: Path = Path("runs/pretrain")
     """Run folder: the finished model is in its subfolder `model`."""
     recipe: str = "videoclip"
@@ -88,6 +91,12 @@ class PretrainConfig:
     similarity: str = "model"
     """What videos are compared by: `model` (as it learns; mean frozen tokens in the first epoch of a new one), `tokens`
     (mean frozen tokens, no model is run), or the folder or hub id of a trained model, a teacher."""
+    mix: tuple[float, ...] = ()
+    """Of several --shards: the share that each has in an epoch's batches, for instance 0.5 0.3 0.2; a small source goes
+    round more often. Without it every video of all is used once an epoch."""
+    batch_sources: Literal["one", "mixed"] = "one"
+    """Of several --shards: batches of videos of one source each, or mixed, with videos of all by their shares. Similar
+    videos are looked for within a source in either case."""
     cluster_ahead: bool = False
     """Make an epoch's batches beside the epoch before, of the model as that began, so that nobody waits for them. For
     corpora so large that clustering takes as long as training."""
@@ -147,12 +156,7 @@ class PretrainResult:
 
 def config_of_recipe(name: str) -> type[PretrainConfig]:
     """`PretrainConfig` whose `--model.*` are the options of a recipe. Raises InputError for an unknown name."""
-    options = recipe_named(name).Options
-    chosen = [("recipe", str, field(default=name)), ("model", options, field(default_factory=options))]
-    made: type[PretrainConfig] = make_dataclass(
-        "PretrainConfig", chosen, bases=(PretrainConfig,), frozen=True, namespace={"__doc__": PretrainConfig.__doc__}
-    )
-    return made
+    return with_recipe(PretrainConfig, name)
 
 
 @writes_output
@@ -163,8 +167,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     """
     config = _with_limits(with_absolute_paths(config))
     _check_options(config)
-    shards = Shards(config.shards, verify=config.verify)
-    identity = _identity(config, [part.digest for part in shards.manifest.parts])
+    shards = open_shards(config.shards, verify=config.verify)
+    identity = _identity(config, shards)
     refuse_other_run(config.output, identity)
     finished = config.output / "model" / "config.json"
     if finished.exists():
@@ -190,7 +194,7 @@ def _with_limits(config: PretrainConfig) -> PretrainConfig:
         "max_seconds": getattr(options, "max_seconds", 0) or config.clips.max_seconds,
         "max_words": getattr(options, "max_words", 0) or config.clips.max_words,
         "text_encoder": "" if text == "wordpiece" else text,
-        "encoder": getattr(options, "encoder", "") or str(config.shards),
+        "encoder": getattr(options, "encoder", "") or str(first_of(config.shards)),
     }
     options = replace(options, **{name: value for name, value in filled.items() if name in known})
     values = {item.name: getattr(config, item.name) for item in fields(PretrainConfig)}
@@ -202,12 +206,17 @@ def _with_limits(config: PretrainConfig) -> PretrainConfig:
 
 
 def _check_options(config: PretrainConfig) -> None:
+    grouping = BatchOptions(config.videos_per_batch, config.batches, config.clusters_per_batch)
     check_options(config.videos_per_batch, config.batches, config.clusters_per_batch)
+    folders = 1 if isinstance(config.shards, Path) else len(config.shards)
+    check_shares(config.mix, folders, config.batch_sources == "mixed", grouping)
     for name in COUNTS:
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
     if config.similarity not in ("model", "tokens"):
-        load_model_and_shards(Path(config.similarity), config.shards)  # a teacher of these tokens, or else an error
+        load_model_and_shards(
+            Path(config.similarity), first_of(config.shards)
+        )  # a teacher of these tokens, or else an error
     if config.pairs_at_once < 0 or not 0 <= config.checkpoint_minutes < math.inf:
         raise InputError("--pairs-at-once and --checkpoint-minutes cannot be negative")
     if config.precision not in get_args(Precision):
@@ -228,10 +237,18 @@ def _result(folder: Path) -> PretrainResult:
     return PretrainResult(folder / "model", sum(row.get("batch_seconds", 0.0) for row in rows))
 
 
-def _identity(config: PretrainConfig, parts: list[str]) -> dict[str, Any]:
+def first_of(shards: Path | tuple[Path, ...]) -> Path:
+    """The first folder, whose encoder is that of all."""
+    return shards if isinstance(shards, Path) else shards[0]
+
+
+def _identity(config: PretrainConfig, shards: Shards) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run."""
     values = {name: value for name, value in as_json(config).items() if name not in WHERE_IT_RUNS}
-    return {**values, "parts": parts}
+    values["parts"] = [part.digest for part in shards.manifest.parts]
+    if isinstance(shards, JoinedShards):
+        return {**values, "source_rows": shards.source_rows.tolist()}
+    return {name: value for name, value in values.items() if name not in ("mix", "batch_sources")}
 
 
 def _prepare_tokenizer(config: PretrainConfig, shards: Shards) -> None:
@@ -279,6 +296,8 @@ def _fit(config: PretrainConfig, identity: dict[str, Any], videos: int, stop: St
         config.topics,
         config.seed,
         config.cluster_ahead,
+        config.mix,
+        config.batch_sources == "mixed",
     )
     plan = TrainingPlan(
         shards=config.shards,

@@ -20,10 +20,12 @@ from pipelines.runs import Quarantine
 from videoclip.data.clips import ClipSampler
 from videoclip.data.howto100m import read_topics
 from videoclip.data.shards import Shards
+from videoclip.data.sources import rows_by_source
 from videoclip.embedding import TwoTowers, clips_of, embed_videos, shares_of_blocks
 from videoclip.evaluation.inputs import load_model_and_shards
 from videoclip.files import write_array
 from videoclip.retrieval.epochs import BatchOptions, Clustering, make_clustering
+from videoclip.retrieval.mixing import Drawn, Mix, make_mixed_clustering, rows_drawn
 from videoclip.retrieval.similarity import mean_tokens
 
 
@@ -42,6 +44,10 @@ class BatchPlan:
     seed: int
     ahead: bool = False
     """Cluster beside the epoch before, of embeddings by the model as that epoch began."""
+    shares: tuple[float, ...] = ()
+    """Of several folders of shards, the part of an epoch's batches that each has; empty: all videos of all, once."""
+    mixed: bool = False
+    """Whether a batch has videos of all these folders."""
 
     def seed_of(self, epoch: int) -> int:
         """Of an epoch's clustering."""
@@ -63,6 +69,10 @@ class Clusterings:
         self.output = output
         self.sampler = sampler
         self.rows = sampler.usable_rows()
+        by_source = rows_by_source(sampler.shards, self.rows)
+        size = plan.options.videos_per_batch
+        self.mix = Mix(by_source, size, plan.shares, plan.mixed, plan.seed) if len(by_source) > 1 else None
+        self.batches = self.mix.batches if self.mix else -(-len(self.rows) // size)  # of an epoch
         self.rank, self.workers = rank, workers
         self.topics = topics_of(plan.topics, sampler.shards, self.rows) if rank == 0 else None
         self.folder = output / "batches"
@@ -96,36 +106,56 @@ class Clusterings:
 
     def _cluster(self, epoch: int) -> None:
         shares, seed = self._embedded_shares(epoch), self.plan.seed_of(epoch)
-        arguments = self.rows, shares, self._path(epoch), self.plan.options, seed
-        cluster_to_file(self.sampler.shards.folder, self.output, *arguments, self.topics)
+        drawn, rows = self._drawn(epoch)
+        topics = self.topics
+        if topics is not None and drawn is not None:
+            topics = [topics[place] for place in np.searchsorted(self.rows, rows)]
+        arguments = rows, shares, self._path(epoch), self.plan.options, seed, topics, drawn, self.plan.mixed
+        cluster_to_file(self.sampler.shards, self.output, *arguments)
         for share in self.folder.glob(f"embeddings-{epoch:04d}-*.npy"):  # of other numbers of workers, that were killed
             share.unlink()
+
+    def _drawn(self, epoch: int) -> tuple[list[Drawn] | None, np.ndarray]:
+        """What each of several sources gives to an epoch, and the rows of its videos, int64, ascending."""
+        if self.mix is None:
+            return None, self.rows
+        drawn = self.mix.draw(epoch)
+        return drawn, rows_drawn(drawn)
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"clustering-{epoch:04d}.npz"
 
     def _embed(self, model: TwoTowers, epoch: int) -> None:
         """Leave this worker's share of the embeddings on disk, where the clustering finds it."""
-        share = shares_of_blocks(self.rows, self.workers)[self.rank]
+        _, rows = self._drawn(epoch)
         path = self._shares(epoch, self.workers)[self.rank]
-        write_array(path, self._embedded(model, share, epoch).astype(np.float16))
+        write_array(path, self._embedded(model, rows, epoch).astype(np.float16))
         barrier()
 
-    def _embedded(self, model: TwoTowers, share: np.ndarray, epoch: int) -> np.ndarray:
-        """What the videos of a share are compared by: float32 [V, H]."""
+    def _embedded(self, model: TwoTowers, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """What the videos of this worker's share of `rows` are compared by: float32 [V, H]."""
+        share = shares_of_blocks(rows, self.workers)[self.rank]
         source = self.plan.source(epoch)
-        if source == "tokens":
-            return mean_tokens(self.sampler.shards, share, self.rows)
+        if source == "tokens":  # about the mean of their own source: they are compared with no others
+            shards = self.sampler.shards
+            sources = zip(rows_by_source(shards, share), rows_by_source(shards, self.rows))
+            return np.concatenate([mean_tokens(shards, some, everyone) for some, everyone in sources])
         if source == "model":
             clips = replace(self.sampler.config, clips_per_video=self.plan.clips_per_video)
             return embed_videos(model, self.sampler.with_clips(clips), share, self.plan.seed, epoch)
+        return self._embedded_by_teacher(Path(source), rows)
+
+    def _embedded_by_teacher(self, model: Path, rows: np.ndarray) -> np.ndarray:
+        """`_embedded` by a model that stays as it is: all videos are embedded once, and the file is kept."""
+        share = shares_of_blocks(self.rows, self.workers)[self.rank]
         kept = self.folder / f"teacher-{self.rank:03d}-of-{self.workers:03d}.npy"
         if not kept.exists():
-            teacher, shards = load_model_and_shards(Path(source), self.sampler.shards.folder)
+            shards = self.sampler.shards
+            teacher, _ = load_model_and_shards(model, shards.folder)
             clips = clips_of(teacher, self.plan.clips_per_video)
             sampler = ClipSampler(shards, teacher.tokenizer(), clips, self.output / f"teacher-words-{self.rank:03d}")
             write_array(kept, embed_videos(teacher, sampler, share, self.plan.seed, 0).astype(np.float16))
-        return np.load(kept)
+        return np.load(kept)[np.isin(share, rows)]
 
     def _shares(self, epoch: int, workers: int) -> list[Path]:
         names = [f"embeddings-{epoch:04d}-{rank:05d}-of-{workers:05d}.npy" for rank in range(workers)]
@@ -165,7 +195,7 @@ class _Beside(threading.Thread):
 
 
 def cluster_to_file(
-    shards_folder: Path,
+    shards: Shards,
     output: Path,
     rows: np.ndarray,
     shares: list[Path],
@@ -173,15 +203,20 @@ def cluster_to_file(
     options: BatchOptions,
     seed: int,
     topics: Sequence[str | None] | None = None,
+    drawn: Sequence[Drawn] | None = None,
+    mixed: bool = False,
 ) -> None:
     """Cluster the embeddings in the files `shares`, of the videos at `rows`, into `path`; the shares are removed then.
 
+    `drawn` says what each of several sources gives, `mixed` whether batches have videos of all.
     Videos whose embedding is not finite go to the quarantine list of `output` and are left out of these batches.
     Raises InputError if no video is left.
     """
-    shards = Shards(shards_folder)
     embeddings = np.concatenate([np.load(share, mmap_mode="r") for share in shares])
-    clustering = make_clustering(embeddings, options, seed, rows, len(shards), topics)
+    if drawn is None:
+        clustering = make_clustering(embeddings, options, seed, rows, len(shards), topics)
+    else:
+        clustering = make_mixed_clustering(embeddings, rows, drawn, options, mixed, seed, len(shards), topics)
     if len(clustering.left_out):
         quarantine, video_ids = Quarantine(output), shards.video_ids()
         for row in clustering.left_out:

@@ -23,12 +23,14 @@ from videoclip.checkpoints import TrainingState, load_checkpoint, restore_random
 from videoclip.convert.initialise import initialise
 from videoclip.data.clips import ClipConfig, ClipSampler
 from videoclip.data.shards import Shards
-from videoclip.data.words import WordTokenizer
+from videoclip.data.sources import open_shards
+from videoclip.data.words import CaptionWords, WordTokenizer
 from videoclip.encoders.catalog import load_video_encoder
 from videoclip.errors import InputError
 from videoclip.pretrained import ModelCard
 from videoclip.recipes import recipe_named
 from videoclip.retrieval.false_negatives import FalseNegativeConfig
+from videoclip.storage import local_copy
 from videoclip.training import (
     Computation,
     EpochBatches,
@@ -46,7 +48,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class TrainingPlan:
     """What is trained, on what, and how; `identity` is what a checkpoint is compared with when it is continued."""
 
-    shards: Path
+    shards: Path | tuple[Path, ...]
     output: Path
     recipe: str
     options: Any
@@ -85,7 +87,7 @@ class Training:
     def __init__(self, plan: TrainingPlan, rank: int, workers: int, heartbeat: Heartbeat) -> None:
         self.plan, self.rank, self.workers, self.heartbeat = plan, rank, workers, heartbeat
         self.device = get_device()
-        self.sampler, tokenizer = _open_sampler(plan.shards, plan.output, plan.clips, rank)
+        self.sampler, tokenizer = _open_sampler(plan, rank, workers)
         self.clusterings = Clusterings(plan.batches, plan.output, self.sampler, rank, workers)
         if not len(self.clusterings.rows):
             raise InputError(f"{plan.shards}: no video has captions; run `videoclip extract` with --captions")
@@ -94,8 +96,7 @@ class Training:
         self.trained = prepare_model(self.recipe)
         self.orders = Orders(plan.output, rank, workers, plan.checkpoint_minutes)
         self.checkpoints = Checkpoints(plan.output, rank, workers, plan.checkpoints_kept, plan.identity)
-        batches = -(-len(self.clusterings.rows) // plan.batches.options.videos_per_batch)
-        self.total_steps = plan.epochs * -(-batches // plan.batches_per_step)
+        self.total_steps = plan.epochs * -(-self.clusterings.batches // plan.batches_per_step)
         self.metrics = Metrics(plan.output, self.state.step) if rank == 0 else None
 
     def run(self) -> None:
@@ -188,20 +189,25 @@ def _computation(plan: TrainingPlan, device: torch.device) -> Computation:
     return Computation(plan.pairs_at_once, half, plan.log_every)
 
 
-def _open_sampler(folder: Path, output: Path, clips: ClipConfig, rank: int) -> tuple[ClipSampler, WordTokenizer]:
-    """The clip sampler over the shards, and the run's tokenizer."""
-    shards = Shards(folder)
-    tokenizer = WordTokenizer.load(output / "text")
-    if rank == 0:  # leaves the captions' word ids on disk, where the others then find them
-        ClipSampler(shards, tokenizer, clips, output)
+def _open_sampler(plan: TrainingPlan, rank: int, workers: int) -> tuple[ClipSampler, WordTokenizer]:
+    """The clip sampler over the shards, or what the recipe draws in its place, and the run's tokenizer."""
+    shards = open_shards(plan.shards)
+    tokenizer = WordTokenizer.load(plan.output / "text")
+    # Every worker leaves its share of the captions' word ids on disk, where all then find them.
+    CaptionWords(shards, tokenizer, plan.output, slice(rank, None, workers))
     barrier()
-    return ClipSampler(shards, tokenizer, clips, output), tokenizer
+    own = getattr(recipe_named(plan.recipe), "sampler", None)  # of recipes that are not trained on pairs of clips
+    if own is None:
+        return ClipSampler(shards, tokenizer, plan.clips, plan.output), tokenizer
+    sampler: ClipSampler = own(plan.options, shards, tokenizer, plan.clips, plan.output)
+    return sampler, tokenizer
 
 
 def _save_model(recipe: Any, shards: Shards, output: Path) -> None:
     """The finished model with everything that it needs for own videos and texts, under its name only when whole."""
-    if (shards.folder / "video_encoder.json").exists():
-        recipe.frozen.video_encoder = load_video_encoder(shards.folder)
+    folder = local_copy(shards.folder)
+    if (folder / "video_encoder.json").exists():
+        recipe.frozen.video_encoder = load_video_encoder(folder)
     unfinished = output / ".model"
     shutil.rmtree(unfinished, ignore_errors=True)
     manifest = shards.manifest

@@ -21,6 +21,7 @@ from pipelines.ray_session import cluster_processors, run_tasks
 from videoclip.data.shards import FROZEN
 from videoclip.errors import InputError
 from videoclip.files import parse_json_lines, read_json, read_json_lines, sha256, sync, write_json, write_json_lines
+from videoclip.remote import absolute
 
 PACKAGES = (
     *("torch", "numpy", "ray", "transformers", "tokenizers", "faiss-cpu", "faiss-gpu", "pyarrow", "av"),
@@ -172,12 +173,15 @@ def embed_parts(
 
 def with_absolute_paths(config: Any) -> Any:
     """The same configuration with every path absolute: Ray's workers run in a folder of their own."""
-    paths = {
-        item.name: getattr(config, item.name).resolve()
-        for item in dataclasses.fields(config)
-        if isinstance(getattr(config, item.name), Path) and str(getattr(config, item.name)) != FROZEN
-    }
-    return dataclasses.replace(config, **paths)
+    values = {item.name: _absolute(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: value for name, value in values.items() if value is not None})
+
+
+def _absolute(value: Any) -> Any:
+    """A path, or several, made absolute; None for anything else."""
+    if isinstance(value, tuple) and value and all(isinstance(item, Path) for item in value):
+        return tuple(_absolute(item) for item in value)
+    return absolute(value) if isinstance(value, Path) and str(value) != FROZEN else None
 
 
 class Quarantine:

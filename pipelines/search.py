@@ -13,7 +13,8 @@ from videoclip.errors import InputError
 from videoclip.evaluation.inputs import is_frozen, open_model
 from videoclip.files import read_json, write_text
 from videoclip.search.answers import Answer, to_csv, to_edl, to_lines
-from videoclip.search.archive import MAX_COUNT, Archive, Filter, Request
+from videoclip.search.archive import Archive
+from videoclip.search.request import MAX_COUNT, Filter, Request
 from videoclip.search.reranking import rerank_answers
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videoclip.errors import InputError
-from videoclip.search.archive import Archive, Request
+from videoclip.search.archive import Archive
 from videoclip.search.media import picture
+from videoclip.search.request import Request
 
 MIN_TOKEN = 16
 

@@ -16,8 +16,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from pipelines.serve_guard import Guard
 from videoclip.errors import InputError
 from videoclip.search.answers import Answer
-from videoclip.search.archive import MAX_COUNT, Archive, Filter, Request
+from videoclip.search.archive import Archive
 from videoclip.search.media import PICTURE_WIDTH, picture, playback, remuxed
+from videoclip.search.request import MAX_COUNT, Filter, Request
 from videoclip.search.store import Video
 
 PAGE = Path(__file__).parent / "page"

@@ -37,6 +37,12 @@ def reference() -> Path:
     return REFERENCE
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept for later runs of a user is not kept in that user's home."""
+    os.environ["VIDEOCLIP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def random_record(number: int, dimension: int = 16, seconds: int = 40, captions: int = 9) -> VideoRecord:
     """A video of random tokens and narration, the same for the same number."""
     generator = np.random.default_rng([77, number])

@@ -8,12 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.cli import main
 from videoclip import convert
+from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
+from videoclip.losses import contrastive_loss, mean_cross_entropy
 from videoclip.packed import Packed
+from videoclip.parts.fusion import first_rows, from_even
 from videoclip.parts.masked_words import NOT_MASKED
-from videoclip.parts.matching import matching_loss
+from videoclip.parts.matching import matching_pairs
 from videoclip.parts.prompter import entity_loss, kept_labels
+from videoclip.recipes import from_pretrained
 from videoclip.recipes.alpro import Recipe
 
 
@@ -97,23 +102,29 @@ def test_prompts_and_pseudo_labels_are_the_releases(tiny: Recipe, expected: dict
 def test_all_four_losses_are_the_releases(tiny: Recipe, expected: dict[str, Tensor]) -> None:
     frames, ids, mask = (expected[f"input_{n}"] for n in ("visual_inputs", "text_input_ids", "text_input_mask"))
     video, words = tiny.video_tokens(frames), tiny.text_tokens(Packed.from_padded(ids, mask))
-    same(tiny.contrast(tiny.projected_video(video), tiny.projected_text(words)), expected["itc_loss"].float())
+    similar = tiny.projected_video(video), tiny.projected_text(words)
+    same(contrastive_loss(*similar, tiny.temp) / 2, expected["itc_loss"].float())
 
     negatives = expected["negative_videos_of_texts"], expected["negative_texts_of_videos"]
-    fused, logits, labels = tiny.matched(words, video, *negatives)
+    texts, videos, labels = matching_pairs(words, from_even(video), *negatives)
+    fused = tiny.fused(texts, videos)
+    logits = tiny.itm_head(first_rows(fused))
     # The release judges the negatives of videos before those of texts; the loss is a mean over all.
     theirs = expected["itm_scores"]
     assert min(float((logits[:, None] - theirs).abs().amax(2).amin(1).max()), 1.0) < 1e-5
     same(logits[:3], theirs[:3])
-    same(matching_loss(logits, labels), expected["itm_loss"].float())
+    same(mean_cross_entropy(logits, labels), expected["itm_loss"].float())
 
     hidden = Packed.from_padded(expected["input_mlm_text_input_ids"], mask)
     word_labels = expected["input_mlm_labels"][mask.bool()]
     assert bool((word_labels != NOT_MASKED).any())
-    same(tiny.word_scores(hidden, video), expected["mlm_scores"][mask.bool()])
-    same(tiny.hidden_words(hidden, word_labels, video), expected["mlm_loss"].float())
+    scores = tiny.word_scores(hidden, from_even(video))
+    same(scores, expected["mlm_scores"][mask.bool()])
+    same(mean_cross_entropy(scores, word_labels), expected["mlm_loss"].float())
 
-    entities = tiny.entity_logits(fused, expected["input_mpm_mask"] == 0)  # theirs is 1 outside the crop
+    entities = tiny.entity_logits(
+        fused.take(torch.arange(3)), expected["input_mpm_mask"] == 0
+    )  # theirs is 1 outside the crop
     same(entities, expected["mpm_logits"])
     kept = torch.ones(3, dtype=torch.bool)
     same(entity_loss(entities, expected["pseudo_labels"], kept), expected["mpm_loss"].float())
@@ -209,3 +220,25 @@ def test_frames_that_the_model_does_not_read_are_refused(tiny: Recipe) -> None:
         tiny.video_features(torch.zeros(1, 2, 3, 64, 64))
     with pytest.raises(InputError, match="3 frames; this model has time embeddings for 2"):
         tiny.video_features(torch.zeros(1, 3, 3, 32, 32))
+
+
+def test_a_checkpoint_becomes_a_model_folder_from_the_command_line(
+    tiny_file: Path, tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenizers import Tokenizer, models
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    for words in (60, 50):
+        ids = {word: number for number, word in enumerate([*special, *(f"w{n}" for n in range(words - 5))])}
+        WordTokenizer(Tokenizer(models.WordLevel(ids, "[UNK]"))).save(tmp_path / str(words))
+    command = ["convert", "alpro", str(tiny_file), str(tmp_path / "model"), "--heads", "3", "--tokenizer"]
+    assert main([*command, str(tmp_path / "50")]) == 2
+    assert "knows 50 words but the checkpoint 60" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "60")]) == 0
+    assert "2 frames of 32 x 32; vtc, vtm, mlm, pem" in capsys.readouterr().out
+    loaded = from_pretrained(tmp_path / "model")
+    assert isinstance(loaded, Recipe) and loaded.prompter is not None
+    frames = torch.randn(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(loaded.video_features(frames), tiny.video_features(frames))
+        assert torch.equal(loaded.prompter.soft_labels(frames), tiny.prompter.soft_labels(frames))

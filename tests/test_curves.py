@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from videoclip.errors import InputError
-from videoclip.evaluation.absence import Presence, absence_metrics, peaks, prominence
+from videoclip.evaluation.absence import Presence, Usual, absence_metrics, peaks
 from videoclip.evaluation.curves import (
     change_points,
     largest_sums,
@@ -90,10 +90,11 @@ def test_prominence_takes_off_what_is_usual_for_a_query() -> None:
         video[:, 5] += 3  # everything is near to the last text
     videos[0][5:9, 2] += 1
     peak = peaks(texts, videos)
-    unusual = prominence(peak[:, 0], peak[:, 1:])
+    usual = Usual(np.arange(9), videos)
+    unusual = usual.prominence(texts, np.zeros(6, np.int64), peak[:, 0])
     assert unusual.argmax() == 2 and peak[:, 0].argmax() == 5
-    with pytest.raises(InputError, match="two other videos"):
-        prominence(peak[:, 0], peak[:, 1:2])
+    mean, deviation = usual.of_texts(texts, np.zeros(6, np.int64))
+    assert mean == pytest.approx(peak[:, 1:].mean(1)) and deviation == pytest.approx(peak[:, 1:].std(1)), "not its own"
 
 
 def test_probabilities_are_calibrated_on_other_draws() -> None:

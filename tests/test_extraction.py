@@ -1,6 +1,5 @@
 """Extraction through a real local Ray: bad files, crashes, interruptions, captions that come later, refusals."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,8 +13,10 @@ from conftest import extraction, kill_first_worker, training
 from ray import cloudpickle as ray_pickle
 
 import pipelines.extract
+import pipelines.extraction_pool
 import pipelines.pretrain
-from pipelines.extract import ATTEMPTS_FOLDER, EncodeVideo, ExtractConfig, extract
+from pipelines.extract import ExtractConfig, extract
+from pipelines.extraction_worker import ExtractionWorker, Outcome, Work
 from pipelines.pretrain import pretrain
 from videoclip.data.shards import Shards
 from videoclip.errors import InputError
@@ -81,39 +82,33 @@ def test_tokens_of_another_encoder_or_of_other_videos_are_not_mixed(ray: None, t
 
 
 def test_a_killed_extraction_worker_is_replaced(ray: None, tokens: Path, corpus: Path, tmp_path: Path) -> None:
-    marks = tmp_path / "tokens" / ".attempts"
-    killed, thread = kill_first_worker("MapWorker", lambda: any(marks.glob("*/*")))  # while it is at work on a video
+    parts = tmp_path / "tokens"
+    killed, thread = kill_first_worker("ExtractionWorker", lambda: any(parts.glob("part-*")))  # others are on their way
     shards = extract(replace(extraction(corpus, tmp_path / "tokens"), encoder_from=tokens / "train"))
     thread.join()
     assert killed, "the test must have killed a worker"
     assert [p.sha256 for p in shards.manifest.parts] == [p.sha256 for p in Shards(tokens / "train").manifest.parts]
 
 
-class Unlucky(EncodeVideo):
-    """Runs out of memory over one video; another takes it down. One death is enough for the quarantine here."""
+class Unlucky(ExtractionWorker):
+    """Runs out of memory over one video; another takes it down."""
 
-    def __init__(self, encoder_folder: str, attempts: str) -> None:
-        super().__init__(encoder_folder, attempts)
-        pipelines.extract.ATTEMPTS = 1
-        encode = self.encoder.encode_video
-
-        def unlucky(path: Path) -> np.ndarray:
-            if path.stem == "test_0001":
-                raise RuntimeError("CUDA out of memory")
-            if path.stem == "test_0002":
-                os._exit(1)
-            return encode(path)
-
-        self.encoder.encode_video = unlucky  # type: ignore[method-assign]
+    def _tokens(self, work: Work) -> tuple[Outcome, np.ndarray | None]:
+        if work.video.video_id == "test_0001":
+            raise RuntimeError("CUDA out of memory")
+        if work.video.video_id == "test_0002":
+            os._exit(1)
+        return super()._tokens(work)
 
 
-def test_a_crash_costs_its_video_and_interrupted_runs_cost_none(
+def test_a_crash_costs_its_video_and_can_be_tried_again(
     ray: None, tokens: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "tokens"
     config = ExtractConfig(corpus / "test" / "videos", output, encoder_from=tokens / "train")
     whole = Shards(tokens / "test")
-    monkeypatch.setattr(pipelines.extract, "EncodeVideo", Unlucky)
+    monkeypatch.setattr(pipelines.extract, "ExtractionWorker", Unlucky)
+    monkeypatch.setattr(pipelines.extraction_pool, "DEATHS", 1)
     assert extract(config).video_ids() == [f"test_{n:04d}" for n in (0, 3, 4, 5)]
     monkeypatch.undo()
     rows = {row["video_id"]: row for row in read_json_lines(output / "quarantine.jsonl")}
@@ -121,14 +116,8 @@ def test_a_crash_costs_its_video_and_interrupted_runs_cost_none(
     assert rows["test_0001"]["reason"].endswith("test_0001.mp4: RuntimeError: CUDA out of memory")
     assert "took its worker down" in rows["test_0002"]["reason"]
     assert len(extract(config)) == 4, "not tried again unless that is asked for"
-    # What is left of three runs that were interrupted over these: here, and where older runs left it.
-    for name in rows:
-        mark = hashlib.sha256(name.encode()).hexdigest()
-        for folder in (output / ATTEMPTS_FOLDER, output / ATTEMPTS_FOLDER / "of-a-run"):
-            folder.mkdir(exist_ok=True)
-            (folder / mark).write_text("...")
     again = extract(replace(config, retry_crashed=True))
-    assert sorted(again.video_ids()) == whole.video_ids() and not (output / ATTEMPTS_FOLDER).exists()
+    assert sorted(again.video_ids()) == whole.video_ids()
     assert not read_json_lines(output / "quarantine.jsonl")
     by_id = again.rows_by_id()
     for row, video_id in enumerate(whole.video_ids()):

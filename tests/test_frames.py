@@ -20,6 +20,7 @@ from videoclip.data.questions import OpenQuestion, frequent_answers, read_answer
 from videoclip.errors import InputError
 from videoclip.evaluation.matching import answer_metrics, matching_matrix, ranks_of_columns, release_scores
 from videoclip.packed import Packed
+from videoclip.parts.fusion import first_rows
 
 # --- Which frames -----------------------------------------------------------------------------------------------------
 
@@ -188,21 +189,15 @@ def test_questions_are_answered_with_exactly_the_same_words_by_kind(tmp_path: Pa
         answer_metrics([OpenQuestion("a", "b", "c", "what")] * 2, ["c"])
 
 
-class Product(torch.nn.Module):
+class Product:
     """Judges a pair by the product of the first rows of text and video."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.judged = 0
-        self.itm_head = torch.nn.Linear(1, 2)
-        torch.nn.init.constant_(self.itm_head.weight, 0.0)
-        torch.nn.init.zeros_(self.itm_head.bias)
-        with torch.no_grad():
-            self.itm_head.weight[1] = 1.0
+    judged = 0
 
-    def fused(self, words: Packed, video: Packed) -> Packed:
+    def matching_logits(self, words: Packed, clips: Packed) -> torch.Tensor:
         self.judged += len(words)
-        return words.with_rows(words.rows * video.rows[:: int(video.lengths[0])].repeat_interleave(words.lengths, 0))
+        product = first_rows(words) * first_rows(clips)
+        return torch.cat([torch.zeros_like(product), product], 1)
 
 
 def test_the_best_by_contrast_are_judged_and_the_others_come_behind() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.search import SearchConfig, search
-from tests.test_workers import CONFIG, global_batch, share_of
+from tests.small_recipes import CONFIG, global_batch, share_of
 from videoclip.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.clips import ClipBatch
@@ -21,6 +21,7 @@ from videoclip.evaluation.reranking import judge_of, matching_scores, rerank, re
 from videoclip.evaluation.retrieval import retrieve_clips
 from videoclip.files import sha256
 from videoclip.packed import Packed
+from videoclip.parts import matching
 from videoclip.parts.masked_words import CHANCES, NOT_MASKED, WordMask, hide_words
 from videoclip.parts.matching import NONE, draw_negatives, matching_pairs
 from videoclip.recipes import from_pretrained, fusion, videoclip
@@ -130,7 +131,7 @@ def test_earlier_words_see_later_ones_and_both_sides_see_each_other(transformer:
 
     def states(words: Packed, clip: Packed) -> Tensor:
         with torch.no_grad():
-            return model.fused(model.text_states(words), model.video_states(clip)).rows
+            return model.fusion(model.text_states(words), model.video_states(clip)).rows
 
     plain = states(words, clip)
     for changed in (states(other_words, clip), states(words, other_clip)):
@@ -192,7 +193,7 @@ def test_false_negatives_are_never_matched_against() -> None:
         return matching_pairs(words, clips, of_texts, of_videos, own)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fusion, "matching_pairs", spy)
+        patch.setattr(matching, "matching_pairs", spy)
         for number in range(25):
             torch.manual_seed(number)
             model(batch)

@@ -28,10 +28,12 @@ from pipelines.training_progress import TrainingProgress
 from videoclip.checkpoints import TrainingState
 from videoclip.data.clips import ClipConfig
 from videoclip.data.shards import Shards
+from videoclip.data.sources import open_shards
 from videoclip.data.words import train_wordpiece
 from videoclip.errors import InputError
 from videoclip.files import read_json_lines
 from videoclip.model import VideoCLIP
+from videoclip.recipes import alignment, from_pretrained
 from videoclip.recipes.videoclip import Options
 from videoclip.retrieval.epochs import BatchOptions
 from videoclip.retrieval.false_negatives import FalseNegativeConfig
@@ -64,7 +66,7 @@ def plan(make_shards: Callable[..., Shards], tmp_path: Path, monkeypatch: pytest
 
 
 def run(plan: TrainingPlan) -> None:
-    texts = [text for record in Shards(plan.shards) for text in record.captions.text]
+    texts = [text for record in open_shards(plan.shards) for text in record.captions.text]
     train_wordpiece(texts).save(plan.output / "text")
     with Heartbeat(plan.output, 0, 1) as heartbeat:
         Training(plan, 0, 1, heartbeat).run()
@@ -153,6 +155,24 @@ def test_clustering_beside_training_gives_the_same_bits_however_slow_it_is_and_h
     run(plan)
     assert same_bits(straight, plan)
     assert not list((plan.output / "batches").glob("embeddings-*")), "embeddings are cleared away"
+
+
+def test_a_recipe_with_its_own_sampler_is_trained_and_continued_like_any_other(plan: TrainingPlan) -> None:
+    options = alignment.Options(
+        width=16, layers=1, heads=2, max_seconds=16, max_words=24, joint_layers=1, agree_after=5
+    )
+    plan = replace(plan, recipe="alignment", options=options, epochs=2)
+    straight = replace(plan, output=plan.output.with_name("straight"))
+    run(straight)
+    plan.output.mkdir()
+    (plan.output / STOP_FILE).touch()
+    run(plan)
+    (plan.output / STOP_FILE).unlink()
+    run(plan)
+    one, other = (from_pretrained(of.output / "model").state_dict() for of in (straight, plan))
+    assert int(one["steps"]) == 8 and all(torch.equal(value, other[name]) for name, value in one.items())
+    agreed = [row["agreed"] for row in read_json_lines(plan.output / "metrics.jsonl")]
+    assert not any(agreed[:5]) and any(agreed[5:]), "co-training begins after five steps"
 
 
 def test_minutes_bring_checkpoints_within_an_epoch(plan: TrainingPlan) -> None:

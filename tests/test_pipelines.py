@@ -139,7 +139,8 @@ def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_cl
     np.save(tmp_path / "a.npy", embeddings[:5])
     np.save(tmp_path / "b.npy", embeddings[5:])
     path, options = tmp_path / "clustering.npz", BatchOptions(3)
-    cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], path, options, 0)
+    shards = Shards(tokens / "train")
+    cluster_to_file(shards, tmp_path, rows, [tmp_path / "a.npy", tmp_path / "b.npy"], path, options, 0)
     clustering = Clustering.load(path)
     assert clustering.left_out.tolist() == [5, 9]
     assert sorted(np.concatenate(clustering.batches).tolist()) == [0, 1, 2, 3, 6, 7, 8]
@@ -147,7 +148,7 @@ def test_a_video_without_a_finite_embedding_is_quarantined_and_the_others_are_cl
     assert [row["video_id"] for row in quarantined] == ["train_0005", "train_0009"]
     np.save(tmp_path / "a.npy", np.full((9, 8), np.nan, np.float16))
     with pytest.raises(InputError, match="no video has a finite embedding"):
-        cluster_to_file(tokens / "train", tmp_path, rows, [tmp_path / "a.npy"], tmp_path / "none.npz", options, 0)
+        cluster_to_file(shards, tmp_path, rows, [tmp_path / "a.npy"], tmp_path / "none.npz", options, 0)
 
 
 def by_one_process(config: PretrainConfig) -> list[dict[str, float]]:

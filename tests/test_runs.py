@@ -15,7 +15,7 @@ from pipelines.cli import main
 from pipelines.cluster import cluster
 from pipelines.convert import convert_features, convert_mmpt, convert_shards
 from pipelines.demo import demo
-from pipelines.extract import EncodeVideo, extract
+from pipelines.extract import extract
 from pipelines.index import build_index
 from pipelines.pretrain import pretrain
 from pipelines.runs import Quarantine, locked, refuse_other_run, start_run
@@ -75,29 +75,6 @@ def test_a_quarantine_list_is_appended_to_and_survives_half_a_line(tmp_path: Pat
     assert [(r["video_id"], r["kind"]) for r in read_json_lines(again.path)] == [("one", "input"), ("two", "crashed")]
     again.forget(kind="crashed")
     assert Quarantine(tmp_path).video_ids() == {"one"}
-
-
-class FailsOnce:
-    """An encoder that runs out of memory."""
-
-    def encode_video(self, path: Path) -> np.ndarray:
-        raise RuntimeError("CUDA out of memory\nmore")
-
-
-def worker(attempts: Path) -> EncodeVideo:
-    encode = EncodeVideo.__new__(EncodeVideo)
-    encode.encoder, encode.attempts = FailsOnce(), attempts
-    return encode
-
-
-def test_an_error_that_is_not_the_files_costs_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Probe:
-        duration = 1.0
-
-    monkeypatch.setattr("pipelines.extract.probe", lambda path: Probe())
-    row = worker(tmp_path)({"video_id": "a", "path": "a.mp4"})
-    assert row["kind"] == "crashed" and row["reason"] == "a.mp4: RuntimeError: CUDA out of memory"
-    assert not list(tmp_path.iterdir()), "only a worker that dies leaves a mark"
 
 
 def write_shards(folder: Path, videos: int, per_part: int) -> None:

@@ -20,8 +20,9 @@ from videoclip.embedding import embed_clips, embed_texts
 from videoclip.errors import InputError
 from videoclip.retrieval.index import unit
 from videoclip.search.answers import clock, timecode, to_csv, to_edl, to_lines
-from videoclip.search.archive import MAX_QUERY, Archive, Filter, Request
+from videoclip.search.archive import Archive
 from videoclip.search.fusion import FusionConfig, fit, fuse
+from videoclip.search.request import MAX_QUERY, Filter, Request
 from videoclip.search.store import Line, Store, Video, window_count, window_starts
 from videoclip.search.vectors import Vectors, WindowConfig
 from videoclip.search.windows import WindowIndex, choose_kind, exact_search
@@ -79,6 +80,7 @@ def test_what_was_said_is_found_shown_and_its_channel_named(archive: Archive) ->
     found = search(archive, '"grusse" bold', by="words")  # accents are folded
     assert found[0].video_id == planned()[0].video_id and found[0].said == SAID and found[0].said_at == 12
     assert list(found[0].channels) == ["words"]
+    assert found[0].start < 15 and found[0].end > 12, "a moment that was only heard has in it what was said"
     assert "words" in search(archive, "grüße bold words")[0].channels
     assert search(archive, "zebra", by="words") == []
 
@@ -164,6 +166,19 @@ def test_fitted_weights_say_whether_they_beat_the_better_channel() -> None:
 def test_videos_in_which_nothing_is_said_are_found_beside_the_others(archive: Archive) -> None:
     silent = planned()[SILENT].video_id
     assert silent in {answer.video_id for answer in search(archive, "the egg", count=100)}
+    assert [v.video_id for v, spoken in zip(archive.videos(), archive.current().spoken) if not spoken] == [silent]
+
+
+def test_what_cannot_be_heard_is_not_held_against_a_window() -> None:
+    said, mute = list(range(10, 30)), 1
+    ranked = {"picture": [mute, *said], "words": said[::-1]}
+    assert fuse(ranked)[0].window != mute, "without words it stands behind what both channels found"
+    first = fuse(ranked, silent={mute})[0]
+    assert first.window == mute and first.ranks == {"picture": 1}, "and no channel is named that did not find it"
+    agreed = fuse({"picture": [mute, *said], "words": said}, silent={mute})
+    assert agreed[0].window == 10, "seen second and heard first is more than seen first"
+    unheard = fuse({"picture": [10, mute], "words": []}, silent={mute})
+    assert [item.window for item in unheard] == [10, mute], "where nobody says it, pictures decide"
 
 
 # --- Growing and shrinking ----------------------------------------------------------------------------------------
@@ -224,11 +239,12 @@ def _grow_forever(folder: Path, ready: object) -> None:
         ready.set()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_archive_is_whole(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     model = make_model(tmp_path / "model")
     generator = np.random.default_rng(0)
-    for _ in range(3):
+    for _ in range(2):
         ready = context.Event()
         process = context.Process(target=_grow_forever, args=(tmp_path, ready), daemon=True)
         process.start()

@@ -148,7 +148,7 @@ def test_another_address_needs_a_token(archive: Archive) -> None:
 
 def test_queries_that_come_at_once_are_answered_together(archive: Archive) -> None:
     from pipelines.serve_app import Batches
-    from videoclip.search.archive import Request
+    from videoclip.search.request import Request
 
     async def ask() -> tuple[list[Any], list[int]]:
         batches = Batches(archive)

@@ -245,9 +245,15 @@ def test_the_command_says_what_was_understood_and_writes_it(tmp_path: Path, caps
         (tmp_path / "videos").mkdir(exist_ok=True)
         small_video(tmp_path / "videos" / f"{name}.mp4")
     (tmp_path / "videos" / "soup.en.srt").write_text(SRT)
+    (tmp_path / "videos" / "soup.fr.srt").write_text(SRT)
+    (tmp_path / "videos" / "twice").mkdir()
+    shutil.copy(tmp_path / "videos" / "soup.mp4", tmp_path / "videos" / "twice" / "soup.mp4")
     (tmp_path / "videos" / "pie.srt").write_bytes(b"\x00\xff" * 40)
     rows = captions(CaptionsConfig(tmp_path / "videos", write=tmp_path / "out"))
+    twice, *rows = rows
+    assert "the id is taken by" in twice["reason"], "of two files of one name one is left out, and that is said"
     by_id = {row["video_id"]: row for row in rows}
+    assert by_id["soup"]["note"] == "also in fr: --language chooses"
     assert by_id["soup"]["lines"] == 1 and by_id["soup"]["language"] == "en"
     assert by_id["soup"]["dropped"] == {"outside the video": 1}
     length = probe(tmp_path / "videos" / "soup.mp4").duration
@@ -255,6 +261,7 @@ def test_the_command_says_what_was_understood_and_writes_it(tmp_path: Path, caps
     assert by_id["cake"]["reason"] == "no subtitles" and "pie.srt" in by_id["pie"]["reason"]
     assert "dropped: 1 outside the video" in capsys.readouterr().out
     again = SubtitleFiles(tmp_path / "out", {"soup": tmp_path / "videos" / "soup.mp4"})
+    assert again.ids() == {"soup"}, "the tables beside it are no video's"
     assert again.find("soup").lines == [(1.0, 3.5, "chop the onion")]  # type: ignore[union-attr]
     table = SubtitleFiles(tmp_path / "out" / "captions.json", {"soup": tmp_path / "videos" / "soup.mp4"})
     assert table.find("soup").lines == [(1.0, 3.5, "chop the onion")]  # type: ignore[union-attr]

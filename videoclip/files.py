@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from videoclip.errors import InputError
+from videoclip.remote import is_remote, read_bytes
 
 
 @contextmanager
@@ -85,12 +86,12 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, also one in a store.
 
     Raises InputError if the file is missing, empty or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads((read_bytes(path) if is_remote(path) else Path(path).read_bytes()).decode())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

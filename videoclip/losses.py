@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from videoclip.gather import mean_over_all
+
+IGNORED = -100  # the label of what has no right answer
+ALONE = (1,)  # the pairs of every worker, where there is one: how many does not matter
 
 
 def contrastive_loss(
@@ -38,6 +45,32 @@ def contrastive_loss(
 def chance_of_contrastive_loss(excluded: Tensor) -> Tensor:
     """What `contrastive_loss` is for a model that tells nothing apart, a scalar: `excluded` is bool [P, W * P]."""
     return 2 * (~excluded).sum(1).log().mean()
+
+
+def multiple_instance_losses(
+    video: Tensor,
+    text: Tensor,
+    positive: Tensor,
+    temperature: Tensor | float = 1.0,
+    gathered: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """MIL-NCE over seconds and sentences, as TAN has it: of every own sentence, and of every second that has one.
+
+    `video` [N, H], `text` [S, H], `positive` bool [N, S]: which seconds a sentence may belong to; -log of the share
+    that these have of the sentence's softmax over all seconds, and the other way round. With several workers
+    `gathered` holds the rows of all of them. Returns losses [<= S] and [<= N]: where nothing is positive there is none.
+    """
+    all_video, all_text = gathered or (video, text)
+    with torch.autocast(video.device.type, enabled=False):
+        own, to_text, to_video = (
+            (a.float() @ b.float().T / temperature) for a, b in ((video, text), (video, all_text), (text, all_video))
+        )
+    masked = own.masked_fill(~positive, float("-inf"))
+    of_text, of_video = positive.any(0), positive.any(1)
+    return (
+        to_video.logsumexp(1)[of_text] - masked.logsumexp(0)[of_text],
+        to_text.logsumexp(1)[of_video] - masked.logsumexp(1)[of_video],
+    )
 
 
 def margin_ranking_loss(
@@ -91,3 +124,18 @@ def distillation_loss(student: Tensor, teachers: Tensor, normalisation: str = "r
         raise ValueError(f"normalisation {normalisation!r}")
     loss = F.smooth_l1_loss(student, teachers.detach().mean(0))
     return loss if normalisation == "release" else loss * len(student)
+
+
+def mean_cross_entropy(scores: Tensor, labels: Tensor, counts: Sequence[int] = ALONE) -> Tensor:
+    """Cross-entropy of float [N, C] with int64 [N], mean over what is not IGNORED; 0 if nothing is left, not 0/0.
+
+    With several workers, which bring `counts` pairs, the mean is over the elements of all of them.
+    """
+    total = F.cross_entropy(scores.float(), labels, reduction="sum", ignore_index=IGNORED)
+    return mean_over_all(total, int((labels != IGNORED).sum()), counts)
+
+
+def share_right(scores: Tensor, labels: Tensor, counts: Sequence[int] = ALONE) -> Tensor:
+    """Of the same elements, the share whose highest score is the right one."""
+    right = (scores.argmax(1) == labels).float().sum()
+    return mean_over_all(right, int((labels != IGNORED).sum()), counts).detach()

@@ -17,6 +17,7 @@ from videoclip.encoders.text import FrozenTextEncoder
 from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.errors import InputError
 from videoclip.files import read_json, write_json, write_text
+from videoclip.storage import local_copy
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -144,11 +145,11 @@ def _read_values(folder: Path) -> dict[str, Any]:
 
 
 def find_folder(folder_or_id: Path | str) -> Path:
-    """A model's folder, fetched from the hub if `folder_or_id` is a hub id.
+    """A model's folder, fetched if `folder_or_id` is a hub id or names one in a store.
 
     Raises InputError if it is neither.
     """
-    folder = Path(folder_or_id)
+    folder = local_copy(Path(folder_or_id))
     if (folder / CONFIG_FILE).is_file():
         return folder
     if folder.exists() or str(folder_or_id).startswith((".", "/", "~")) or str(folder_or_id).count("/") != 1:

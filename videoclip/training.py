@@ -275,8 +275,8 @@ class EpochBatches:
                 generator = np.random.default_rng([self.seed, self.epoch, place, number])
                 parts.append(self.sampler.batch(rows, generator, share))
             before += pairs
-        batch = ClipBatch.together(parts)
-        labels = pair_labels(batch, self.negatives, self.duplicates, begin)
+        batch = type(parts[0]).together(parts)
+        labels = pair_labels(batch, self.negatives, self.duplicates, begin) if isinstance(batch, ClipBatch) else None
         counts = tuple(last - first for first, last in itertools.pairwise(bounds))
         return replace(batch, labels=labels, rows_per_rank=counts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from videoclip.encoders.weights import check_names, read_checkpoint
 from videoclip.errors import InputError
+from videoclip.parts.fused_towers import LOSSES, AlproConfig, FusedTowers, two_layers
 from videoclip.parts.prompter import Prompter
 from videoclip.parts.towers import TowersShape
 from videoclip.parts.vision_transformer import VisionShape
 from videoclip.parts.vision_weights import HEAD_WIDTH, stretched
-from videoclip.recipes.alpro import LOSSES, AlproConfig, Recipe, two_layers
+from videoclip.recipes.alpro import Recipe
 from videoclip.transformer import TransformerShape
 
 TASKS = ("pretraining", "retrieval", "answering")
@@ -76,6 +77,36 @@ def from_alpro(
     check_names(model, state, path, f"an ALPRO checkpoint of {asked}", most=20)
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def for_questions(source: FusedTowers, answers: Sequence[str], frames: int) -> Recipe:
+    """A pretrained model as one that chooses from `answers`, on so many frames: a new classifier, no prompter.
+
+    A model that has answers already keeps its classifier if they are the same. As in the release, what answering does
+    not use is dropped, and time embeddings are stretched by nearest neighbour.
+    """
+    shape = source.shape
+    vision = replace(shape.vision, frames=frames)
+    config = replace(
+        source.config,
+        shape=replace(shape, vision=vision),
+        losses=(),
+        entities=0,
+        entity_names=(),
+        answers=len(answers),
+        answer_names=tuple(answers),
+        has_prompter=False,
+    )
+    model = Recipe(config)
+    own = model.state_dict()
+    kept = {name: value for name, value in source.state_dict().items() if name in own}
+    if source.config.answer_names != tuple(answers):
+        kept = {name: value for name, value in kept.items() if not name.startswith("classifier.")}
+    _stretch(kept, own)
+    model.load_state_dict({**own, **kept})
+    model.frozen = source.frozen
+    model.frozen.tokenizer = source.tokenizer()
+    return model.to(source.temp.device)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from videoclip.data.captions import Captions
 from videoclip.data.frames import choose_frames
-from videoclip.data.shards import Manifest, Part, check_part
+from videoclip.data.shards import MANIFEST, Manifest, Part, check_part
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, sha256
 
@@ -75,14 +75,17 @@ def decode_picture(data: bytes, where: str, size: int | None = None) -> np.ndarr
 
 
 def write_frame_shards(folder: Path, records: Iterable[FramesRecord], size: int, videos_per_part: int = 64) -> Manifest:
-    """Write videos of frames of `size` x `size` pixels.
+    """Write videos of frames of `size` x `size` pixels, behind those of an unfinished run (`written_videos`).
 
-    Raises InputError if the folder holds shards, a video has no frame or its times cannot be.
+    Raises InputError if the folder holds finished or other shards, a video has no frame or its times cannot be.
     """
     folder = Path(folder)
-    if (folder / "manifest.json").exists():
-        raise InputError(f"{folder}: holds shards already; write into a new folder")
     manifest = Manifest(f"frames-{size}", f"frames-{size}-jpeg", size * size * 3)
+    if (folder / MANIFEST).exists():
+        stored = Manifest.read(folder)
+        if stored.complete or stored.encoder != manifest.encoder:
+            raise InputError(f"{folder}: holds shards already; write into a new folder")
+        manifest = stored
     waiting: list[FramesRecord] = []
     for record in records:
         if not record.frames or not np.isfinite(record.fps) or record.fps <= 0:
@@ -96,6 +99,13 @@ def write_frame_shards(folder: Path, records: Iterable[FramesRecord], size: int,
     manifest.complete = True
     manifest.write(folder)
     return manifest
+
+
+def written_videos(folder: Path) -> set[str]:
+    """Ids of the videos that are in shards of frames, finished or not; none where there are no shards."""
+    if not (Path(folder) / MANIFEST).exists() or not Manifest.read(folder).parts:
+        return set()
+    return set(FrameShards(folder).video_ids())
 
 
 def _write_part(folder: Path, manifest: Manifest, records: list[FramesRecord]) -> None:
@@ -120,6 +130,11 @@ def _write_part(folder: Path, manifest: Manifest, records: list[FramesRecord]) -
 
 def _captions_json(captions: Captions) -> str:
     return json.dumps([captions.start.tolist(), captions.end.tolist(), list(captions.text)])
+
+
+def holds_frames(folder: Path) -> bool:
+    """Whether a folder of shards holds JPEG frames, not tokens. Raises InputError if there is no manifest."""
+    return Manifest.read(Path(folder)).encoder.startswith("frames-")
 
 
 class FrameShards:

@@ -6,8 +6,7 @@ evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,19 +94,20 @@ class FrameBatch:
     """B clips and their texts.
 
     `frames`: uint8 [B, T, S, S, 3] RGB (or float [B, T, 3, S, S], normalised already). `words`: ids with [CLS] … [SEP].
-    `draws`: what masks and negatives are drawn with. `crops`: int64 [B, 4], top, left, height, width in patches.
-    `kind`: "video", or "image" if every clip is one picture repeated. `excluded`: bool [B, B], pairs that are no
-    negatives of each other. `relabel`: int64 [B], whose entity labels each clip is given, for a control.
-    `answers`: int64 [B], the numbers of the right answers where `words` are questions, -100 for one that is none of
-    the model's. `rows_per_rank`: the clips of every worker in this step.
+    `draws`: what masks and negatives are drawn with, by a pair's number, the same on all workers; else torch's own is.
+    `crops`: int64 [B, 4], top, left, height, width in patches. `kind`: "video", or "image" if every clip is one
+    picture. `labels`: int64 [B, 3], whose negative a pair is (`videoclip.retrieval.false_negatives`); without them all
+    others are. `relabel`: int64 [B], whose entity labels each clip is given, for a control. `answers`: int64 [B], the
+    numbers of the right answers where `words` are questions, -100 for one that is none of the model's.
+    `rows_per_rank`: the clips of every worker in this step.
     """
 
     frames: Tensor
     words: Packed
-    draws: torch.Generator
+    draws: torch.Generator | None = None
     crops: Tensor | None = None
     kind: str = "video"
-    excluded: Tensor | None = None
+    labels: Tensor | None = None
     relabel: Tensor | None = None
     answers: Tensor | None = None
     rows_per_rank: tuple[int, ...] | None = None
@@ -115,6 +115,17 @@ class FrameBatch:
     def __len__(self) -> int:
         """Number of clips."""
         return len(self.words)
+
+    def to(self, device: torch.device) -> FrameBatch:
+        """The same with frames, crops and answers on a device; words follow when they are embedded."""
+
+        def there(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        words = self.words.to(device, self.words.rows.dtype)
+        return replace(
+            self, frames=self.frames.to(device), words=words, crops=there(self.crops), answers=there(self.answers)
+        )
 
     @staticmethod
     def even(frames: Packed, wanted: int) -> Tensor:
@@ -126,11 +137,3 @@ class FrameBatch:
             for start, length in zip(frames.starts.tolist(), frames.lengths.tolist())
         ]
         return frames.rows[torch.stack(chosen).to(frames.rows.device)]
-
-
-def same_texts(texts: Sequence[str]) -> np.ndarray:
-    """bool [N, N]: pairs with the same words, which are no negatives of each other; never a pair with itself."""
-    _, number = np.unique(np.array(texts), return_inverse=True)
-    same = number[:, None] == number
-    np.fill_diagonal(same, False)
-    return same

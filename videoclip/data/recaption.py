@@ -23,7 +23,7 @@ def recaption(folder: Path, captions_of: Callable[[str, int], Captions]) -> int:
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
-    parts = [_recaption_part(folder, part, manifest.dimension, captions_of) for part in manifest.parts]
+    parts = [recaption_part(folder, part, manifest.dimension, captions_of) for part in manifest.parts]
     changed = sum(new != old for new, old in zip(parts, manifest.parts))
     if changed:
         manifest.parts = parts
@@ -35,7 +35,11 @@ def recaption(folder: Path, captions_of: Callable[[str, int], Captions]) -> int:
     return changed
 
 
-def _recaption_part(folder: Path, part: Part, dimension: int, captions_of: Callable[[str, int], Captions]) -> Part:
+def recaption_part(folder: Path, part: Part, dimension: int, captions_of: Callable[[str, int], Captions]) -> Part:
+    """Write one part's captions as `recaption` does; what the manifest is to say of the part then.
+
+    Raises InputError if the part is missing or damaged.
+    """
     import pyarrow as pa
 
     check_part(folder, part, verify=False)

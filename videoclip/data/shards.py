@@ -10,9 +10,10 @@ inside it: tokens cost days, captions minutes, so they can be made again alone (
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from videoclip.data.captions import Captions
 from videoclip.data.lazy import Lazy, open_files
 from videoclip.errors import InputError
 from videoclip.files import atomic_path, read_json, sha256, write_json
+from videoclip.remote import is_remote, look
+from videoclip.storage import fetched, sizes_in
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -86,7 +89,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Raises InputError if the folder holds no manifest, or one of another form or version."""
         path = Path(folder) / MANIFEST
-        if not path.is_file():
+        if not (look(path) if is_remote(path) else path.is_file()):
             raise InputError(f"{folder}: holds no {MANIFEST}; is this a folder that `videoclip extract` wrote?")
         values = read_json(path)
         try:
@@ -149,25 +152,30 @@ class ShardWriter:
         return self.manifest
 
     def _write_part(self) -> None:
-        import pyarrow as pa
-
         name = f"part-{len(self.manifest.parts):05d}.arrow"
-        with atomic_path(self.folder / name) as temporary:
-            with pa.OSFile(str(temporary), "wb") as sink:
-                write_batch(sink, _to_arrow(self._waiting, self.manifest.dimension))
-            digest, size = sha256(temporary), temporary.stat().st_size
-        seconds = sum(len(record.tokens) for record in self._waiting)
-        self.manifest.parts.append(Part(name, len(self._waiting), seconds, size, digest))
+        self.manifest.parts.append(write_part(self.folder, name, self._waiting, self.manifest.dimension))
         self.manifest.complete = False  # until `close`, also where videos are added to a folder that was complete
         self.manifest.write(self.folder)
         self._waiting = []
+
+
+def write_part(folder: Path, name: str, records: list[VideoRecord], dimension: int) -> Part:
+    """Write one part, which no manifest names yet. The same records make the same bytes."""
+    import pyarrow as pa
+
+    with atomic_path(folder / name) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink:
+            write_batch(sink, _to_arrow(records, dimension))
+        digest, size = sha256(temporary), temporary.stat().st_size
+    return Part(name, len(records), sum(len(record.tokens) for record in records), size, digest)
 
 
 class Shards:
     """Read-only view of a folder of shards: rows are videos, counted through all parts.
 
     Opening reads the manifest and looks at the files' sizes; a part is mapped when it is first touched and closed
-    again when many others were touched since, unless an array that views it still lives.
+    again when many others were touched since, unless an array that views it still lives. Parts in a store are
+    fetched into this machine's cache for that (`storage.py`), where their checksums are verified in any case.
     Raises InputError if a part is missing or disagrees with the manifest (with `verify`, also by checksum).
     """
 
@@ -176,8 +184,9 @@ class Shards:
         self.manifest = Manifest.read(self.folder)
         if not self.manifest.parts:
             raise InputError(f"{self.folder}: holds no finished part yet; run `videoclip extract` to the end")
+        sizes = sizes_in(self.folder, sum(part.bytes for part in self.manifest.parts))
         for part in self.manifest.parts:
-            check_part(self.folder, part, verify)
+            check_part(self.folder, part, verify, sizes)
         directory, manifest = self.folder, self.manifest  # not self: a circle would keep maps open until it is found
         self.parts = Lazy(
             len(manifest.parts),
@@ -232,8 +241,12 @@ class Shards:
 
 def open_part(folder: Path, part: Part, dimension: int) -> PartReader:
     """Map one part, with the captions beside it if it has any there."""
-    captions = None if part.captions is None else folder / part.captions.name
-    return PartReader(folder / part.name, dimension, captions)
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(fetched(folder / part.name, part.bytes, part.sha256))
+        captions = None
+        if (beside := part.captions) is not None:
+            captions = stack.enter_context(fetched(folder / beside.name, beside.bytes, beside.sha256))
+        return PartReader(path, dimension, captions)
 
 
 class PartReader:
@@ -283,20 +296,23 @@ class PartReader:
         return VideoRecord(self._ids[row].as_py(), duration, self.tokens(row), self.captions(row))
 
 
-def check_part(folder: Path, part: Part, verify: bool) -> None:
-    """Raises InputError, naming the part, if the file is not the one that the manifest describes."""
+def check_part(folder: Path, part: Part, verify: bool, sizes: Mapping[str, int] | None = None) -> None:
+    """Raises InputError, naming the part, if the file is not the one that the manifest describes.
+
+    `sizes` by name are given for folders in a store, whose parts are verified when they are fetched.
+    """
     for file in (part, part.captions):
         if file is None:
             continue
         path = Path(folder) / file.name
         if Path(file.name).name != file.name:
             raise InputError(f"{folder}: the manifest names a part outside the folder: {file.name!r}")
-        if not path.is_file():
+        size = sizes.get(file.name) if sizes is not None else path.stat().st_size if path.is_file() else None
+        if size is None:
             raise InputError(f"{path}: the manifest lists this part but it is missing; extract again into a new folder")
-        size = path.stat().st_size
         if size != file.bytes:
             raise InputError(f"{path}: {size} bytes where the manifest says {file.bytes}; the part is damaged")
-        if verify and sha256(path) != file.sha256:
+        if verify and sizes is None and sha256(path) != file.sha256:
             raise InputError(f"{path}: its checksum is not the manifest's; the part is damaged")
 
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from videoclip.data.caption_table import CaptionTable
 from videoclip.data.captions import Captions, Line, captions_of_video, read_captions
-from videoclip.data.howto100m import read_csv_captions, read_raw_captions
+from videoclip.data.howto100m import read_csv_captions
 from videoclip.data.subtitles import (
     SUBTITLE_SUFFIXES,
     Subtitles,
@@ -22,6 +23,7 @@ from videoclip.data.subtitles import (
 )
 from videoclip.errors import InputError
 from videoclip.files import sha256
+from videoclip.storage import cache_folder
 
 BESIDE = "beside"
 
@@ -63,7 +65,7 @@ class SubtitleFiles:
         self.videos = videos
         self.language = language.lower()
         self.beside = str(captions) == BESIDE
-        self._database: dict[str, object] | None = None
+        self._database: Mapping[str, object] | None = None
         self._table: Path | None = None
         self._files: dict[str, list[Path]] = {}
         path = Path(captions)
@@ -76,7 +78,7 @@ class SubtitleFiles:
                 kinds = ", ".join((*SUBTITLE_SUFFIXES, ".csv"))
                 raise InputError(f"{path}: no subtitles here (looked for {kinds}, named like their videos)")
         elif path.suffix.lower() == ".json" and not _is_transcript(path):
-            self._database = read_raw_captions(path)
+            self._database = CaptionTable.make(path, cache_folder() / "captions")
             self._table = path
         elif path.is_file() and path.suffix.lower() in SUBTITLE_SUFFIXES:
             ids = [video_id for video_id in videos if _belongs(path, video_id)] or list(videos)
@@ -131,7 +133,8 @@ class SubtitleFiles:
         else:
             captions, rejected = read_captions(subtitles.raw, duration)
         dropped = subtitles.dropped + rejected
-        return Understood(video_id, subtitles.source, subtitles.language, captions, dropped, subtitles.note, duration)
+        note = "; ".join(filter(None, (subtitles.note, self._also(video_id, subtitles.language))))
+        return Understood(video_id, subtitles.source, subtitles.language, captions, dropped, note, duration)
 
     def _collect(self, files: list[Path], by_folder: bool = False) -> None:
         suffixes = (*SUBTITLE_SUFFIXES, *(() if by_folder else (".csv",)))
@@ -141,7 +144,8 @@ class SubtitleFiles:
                 continue
             names = [file.stem, re.sub(r"\.[^.]*$", "", file.stem)]
             own = [name for name in names if ((file.parent, name) in known if by_folder else name in self.videos)]
-            if own or not by_folder:
+            table = file.suffix.lower() == ".json" and not own and not _is_transcript(file)  # of many videos, or none
+            if own or not (by_folder or table):
                 stem = own[0] if own else names[-1 if language_of_name(file) else 0]
                 self._files.setdefault(stem, []).append(file)
 
@@ -151,6 +155,11 @@ class SubtitleFiles:
             exact = [file for file in files if language_of_name(file) == self.language]
             return exact or [file for file in files if not language_of_name(file)]
         return sorted(files, key=lambda file: (language_of_name(file) != "", file.name))[:1]
+
+    def _also(self, video_id: str, language: str) -> str:
+        """Which other languages a video's files have, where none was asked for."""
+        others = {language_of_name(file) for file in self._files.get(video_id, [])} - {language, ""}
+        return f"also in {', '.join(sorted(others))}: --language chooses" if others and not self.language else ""
 
     def _fits(self, language: str) -> bool:
         return not self.language or language in ("", self.language)

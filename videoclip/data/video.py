@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from videoclip.errors import InputError
+from videoclip.remote import RemoteReader, is_remote, list_files, look
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
 MAX_PIXELS = 8192 * 8192  # a stranger's header must not make the decoder allocate more than about 200 MB a frame
 MAX_SECONDS = 24 * 3600
+VIDEO_BLOCK, VIDEO_BLOCKS = 2 << 20, 8  # bytes of one request to a store, and blocks kept
 TOLERANCE = 2.0  # seconds; containers round, and audio may outlast the picture a little
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg")  # FFmpeg's demuxers that may open a file
 
@@ -60,9 +62,13 @@ def find_videos(folder: Path) -> list[Path]:
     Raises InputError if the folder is missing or holds none.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if is_remote(folder):
+        paths = [file.path for file in list_files(folder)]
+    elif folder.is_dir():
+        paths = list(folder.rglob("*"))
+    else:
         raise InputError(f"{folder}: no such folder of videos")
-    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    videos = sorted(path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
     if not videos:
         raise InputError(f"{folder}: no video files here (looked for {', '.join(VIDEO_SUFFIXES)})")
     return videos
@@ -119,7 +125,7 @@ def clips_of_seconds(seconds: Iterable[np.ndarray], offsets: np.ndarray) -> Iter
     for index, second in enumerate(_with_repeated_edges(seconds, offsets)):
         if index == 0:
             fps = len(second)
-            before, after = _reach(offsets, fps)
+            before, after = reach(offsets, fps)
         window.append(second)
         if len(window) == before + 1 + after:
             frames = np.concatenate(window) if len(window) > 1 else window[0]
@@ -127,7 +133,7 @@ def clips_of_seconds(seconds: Iterable[np.ndarray], offsets: np.ndarray) -> Iter
             window.popleft()
 
 
-def _reach(offsets: np.ndarray, fps: int) -> tuple[int, int]:
+def reach(offsets: np.ndarray, fps: int) -> tuple[int, int]:
     """How many whole seconds before and after its own a clip looks at."""
     return max(0, -int(offsets.min() // fps)), max(0, int(offsets.max() // fps))
 
@@ -137,7 +143,7 @@ def _with_repeated_edges(seconds: Iterable[np.ndarray], offsets: np.ndarray) -> 
     after = 0
     for second in seconds:
         if last is None:
-            before, after = _reach(offsets, len(second))
+            before, after = reach(offsets, len(second))
             yield from (np.broadcast_to(second[:1], second.shape) for _ in range(before))
         last = second
         yield second
@@ -189,7 +195,7 @@ class _Pictures:
 
     def __init__(self, container: Any, stream: Any, path: Path) -> None:
         self._container, self._stream, self._path = container, stream, path
-        self._bytes = path.stat().st_size
+        self._bytes = _size(path)
         self._pixels_left = PIXELS_OF_ANY_FILE + PIXELS_PER_BYTE * self._bytes  # to decode and to draw
         self._duration = _duration(container, stream)
         self._origin = (stream.start_time or 0) * stream.time_base
@@ -328,17 +334,26 @@ def open_container(path: Path) -> Any:
     import av
 
     av.logging.set_level(None)  # FFmpeg's own messages say less than the errors below, and say it many times
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such video file")
-    if Path(path).stat().st_size == 0:
+    if not _size(path):
         raise InputError(f"{path}: the file is empty")
     # A script, a playlist or a list of pictures would make FFmpeg open other files than the one that was named, and
     # without `file:` a name such as `concat:…` or `http:…` would be read as a protocol.
     only = {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}
     try:
-        return av.open(f"file:{path}", metadata_errors="replace", container_options=only)
+        source = RemoteReader(path, VIDEO_BLOCK, VIDEO_BLOCKS) if is_remote(path) else f"file:{path}"
+        return av.open(source, metadata_errors="replace", container_options=only)
     except (av.error.FFmpegError, ValueError) as error:
         raise InputError(f"{path}: not a video that FFmpeg can read ({getattr(error, 'strerror', error)})") from None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a video file. Raises InputError if there is none."""
+    file = look(path) if is_remote(path) else None
+    if file is not None:
+        return file.bytes
+    if is_remote(path) or not Path(path).is_file():
+        raise InputError(f"{path}: no such video file")
+    return Path(path).stat().st_size
 
 
 def _video_stream(container: Any, path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from videoclip.files import atomic_path, write_text
 from videoclip.packed import Packed
 
 TOKENIZER_FILE = "tokenizer.json"
+PARTS_A_FILE = 64  # of word ids: 300 files for HowTo100M, and enough of them to share out among workers
 # First and last word of a text: BERT's, RoBERTa's, CLIP's, Gemma's (SigLIP 2); SigLIP's texts have an end word only,
 # which then stands for both, and whoever embeds leaves the first one out.
 SPECIAL_WORDS = (
@@ -135,50 +137,65 @@ def train_wordpiece(texts: Iterable[str], vocabulary: int = 2000) -> WordTokeniz
 
 
 class CaptionWords:
-    """Word ids of every caption of a folder of shards: made once for a tokenizer, in one file, then memory-mapped.
+    """Word ids of every caption of a folder of shards: made once for a tokenizer, in files that are memory-mapped.
 
-    The Arrow file has a record batch a part; a row of it is the word ids of one caption.
+    A file has the words of PARTS_A_FILE parts, a record batch each; a row is the word ids of one caption.
     `parts[p]` is (ids int32 [words], offsets int64 [captions + 1]), in the order of part p's captions.
     """
 
-    def __init__(self, shards: Shards, tokenizer: WordTokenizer, folder: Path) -> None:
-        """The file is `folder/words-<tokenizer>-<shards>.arrow`; if it is there already it is used again."""
-        identity = hashlib.sha256("".join(part.digest for part in shards.manifest.parts).encode()).hexdigest()
-        self.path = Path(folder) / f"words-{tokenizer.fingerprint()[:12]}-{identity[:12]}.arrow"
-        if not self.path.exists():
-            self._write(shards, tokenizer)
-        self.parts = self._open(len(shards.manifest.parts))
+    def __init__(self, shards: Shards, tokenizer: WordTokenizer, folder: Path, share: slice = slice(None)) -> None:
+        """The files are `folder/words-<tokenizer>-<parts>.arrow`; those that are there already are used again.
 
-    def _write(self, shards: Shards, tokenizer: WordTokenizer) -> None:
+        Those of `share` that are missing are made, by default all. Others must be there before their parts are used:
+        `slice(rank, None, workers)` makes a worker's share of them, whatever the number of workers.
+        """
+        parts = shards.manifest.parts
+        self.bounds = [*range(0, len(parts), PARTS_A_FILE), len(parts)]
+        self.paths = []
+        for first, last in itertools.pairwise(self.bounds):
+            identity = hashlib.sha256("".join(part.digest for part in parts[first:last]).encode()).hexdigest()
+            self.paths.append(Path(folder) / f"words-{tokenizer.fingerprint()[:12]}-{identity[:12]}.arrow")
+        for number in range(len(self.paths))[share]:
+            if not self.paths[number].exists():
+                self._write(number, shards, tokenizer)
+        bounds, paths = self.bounds, self.paths  # not self: a circle would keep maps open until it is found
+        readers = Lazy(len(paths), lambda n: _open(paths[n], bounds[n + 1] - bounds[n]), limit=len(paths))
+        # Views of few maps: to keep them costs nothing.
+        self.parts = Lazy(len(parts), lambda n: _words_of_part(readers, n), limit=len(parts))
+
+    def _write(self, number: int, shards: Shards, tokenizer: WordTokenizer) -> None:
         import pyarrow as pa
 
         schema = pa.schema({"words": pa.large_list(pa.int32())})
         with (
-            atomic_path(self.path) as temporary,
+            atomic_path(self.paths[number]) as temporary,
             pa.OSFile(str(temporary), "wb") as sink,
             pa.ipc.new_file(sink, schema) as writer,
         ):
-            for part in shards.parts:
-                ids = tokenizer.word_ids(part.caption_text.to_pylist())
+            for part in range(self.bounds[number], self.bounds[number + 1]):
+                ids = tokenizer.word_ids(shards.parts[part].caption_text.to_pylist())
                 offsets = np.cumsum([0] + [len(row) for row in ids], dtype=np.int64)
                 flat = np.array([word for row in ids for word in row], np.int32)
                 words = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
                 writer.write_batch(pa.record_batch([words], schema=schema))
 
-    def _open(self, parts: int) -> Lazy[tuple[np.ndarray, np.ndarray]]:
-        import pyarrow as pa
 
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.path}: {str(error).splitlines()[0]}; delete this file, it is made again") from None
-        if reader.num_record_batches != parts:
-            raise InputError(f"{self.path}: is not of these shards; delete this file, it is made again")
+def _open(path: Path, parts: int) -> Any:
+    """A mapped file of the word ids of so many parts. Raises InputError if it is none."""
+    import pyarrow as pa
 
-        def of_part(number: int) -> tuple[np.ndarray, np.ndarray]:
-            words = reader.get_batch(number).column("words")
-            if not len(words):
-                return np.zeros(0, np.int32), np.zeros(1, np.int64)
-            return words.values.to_numpy(zero_copy_only=True), words.offsets.to_numpy(zero_copy_only=True)
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}; delete this file, it is made again") from None
+    if reader.num_record_batches != parts:
+        raise InputError(f"{path}: is not of these shards; delete this file, it is made again")
+    return reader
 
-        return Lazy(parts, of_part, limit=parts)  # views of one map: to keep them costs nothing
+
+def _words_of_part(readers: Lazy[Any], part: int) -> tuple[np.ndarray, np.ndarray]:
+    number, inside = divmod(part, PARTS_A_FILE)
+    words = readers[number].get_batch(inside).column("words")
+    if not len(words):
+        return np.zeros(0, np.int32), np.zeros(1, np.int64)
+    return words.values.to_numpy(zero_copy_only=True), words.offsets.to_numpy(zero_copy_only=True)

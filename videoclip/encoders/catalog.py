@@ -12,6 +12,7 @@ from videoclip.encoders.video_encoder import VideoEncoder
 from videoclip.encoders.x3d import VARIANTS, X3D
 from videoclip.errors import InputError
 from videoclip.files import read_json
+from videoclip.storage import local_copy
 
 NAMES = ("s3d", *(f"x3d-{variant}" for variant in VARIANTS), *(f"pixels-{size}" for size in SIZES))
 CLASSES: dict[str, type[VideoEncoder]] = {kind.__name__: kind for kind in (ImageEncoder, Pixels, S3D, X3D)}
@@ -41,7 +42,7 @@ def load_video_encoder(folder: Path) -> VideoEncoder:
 
     Raises InputError if the folder holds none, or if its weights are not those it was saved with.
     """
-    folder = Path(folder)
+    folder = local_copy(Path(folder))
     path, weights = folder / "video_encoder.json", folder / "video_encoder.safetensors"
     description = read_json(path)
     if not isinstance(description, dict) or description.get("encoder") not in CLASSES:

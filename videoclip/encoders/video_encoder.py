@@ -7,7 +7,7 @@ import json
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,15 +53,18 @@ class VideoEncoder(nn.Module):
         Extraction calls this, and so does a model that is given a file: their tokens are the same.
         Raises InputError if the file cannot be decoded or its tokens are not finite.
         """
-        on_cpu = next(self.parameters()).device.type == "cpu"
-        seconds = decode_seconds(path, replace(self.frame_format, scaled=on_cpu), start, end)
-        size = self.clips_at_once if on_cpu else CLIPS_AT_ONCE_ON_GPU
-        clips = prefetched(clips_of_seconds(seconds, self.frame_offsets), 2 * size)
-        batches = [self.encode_clips(batch, scaled=on_cpu) for batch in _batches(clips, size)]
-        tokens = np.concatenate(batches).astype(np.float16)
+        seconds = decode_seconds(path, self.frame_format, start, end)
+        tokens = self.encode_all(clips_of_seconds(seconds, self.frame_offsets))
         if not np.isfinite(tokens).all():
             raise InputError(f"{path}: the encoder {self.name} gave tokens that are not finite numbers")
         return tokens
+
+    def encode_all(self, clips: Iterable[np.ndarray]) -> np.ndarray:
+        """Tokens of a video's clips, each uint8 [T, H, W, 3], in batches of their own: float16 [clips, dimension]."""
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        size = self.clips_at_once if on_cpu else CLIPS_AT_ONCE_ON_GPU
+        batches = [self.encode_clips(batch) for batch in _batches(prefetched(clips, 2 * size), size)]
+        return np.concatenate([np.zeros((0, self.dimension), np.float32), *batches]).astype(np.float16)
 
     @torch.inference_mode()
     def encode_clips(self, clips: np.ndarray | Sequence[np.ndarray], scaled: bool = True) -> np.ndarray:
@@ -71,15 +74,23 @@ class VideoEncoder(nn.Module):
         yet) there, in the precision of the weights.
         """
         parameter = next(self.parameters())
-        size = self.frame_format.size
+        if scaled:
+            return self.tokens(self.prepare(torch.from_numpy(np.stack(list(clips))))).float().cpu().numpy()
 
         def prepare(clip: np.ndarray) -> Tensor:
             frames = torch.from_numpy(np.ascontiguousarray(clip)).to(parameter.device).permute(0, 3, 1, 2)
-            frames = frames.to(parameter.dtype).div_(255)
-            return (frames if scaled else scale_and_crop(frames, size)).transpose(0, 1)
+            return scale_and_crop(frames.to(parameter.dtype).div_(255), self.frame_format.size).transpose(0, 1)
 
         batch = torch.stack([prepare(clip) for clip in clips])
         return self.tokens(batch.contiguous(memory_format=torch.channels_last_3d)).float().cpu().numpy()
+
+    def prepare(self, clips: Tensor) -> Tensor:
+        """What `tokens` takes: uint8 [B, T, H, W, 3] -> numbers [B, 3, T, H, W] in [0, 1], channels last, on the
+        device and in the precision of the weights. From pinned memory the copy does not wait."""
+        parameter = next(self.parameters())
+        frames = clips.to(parameter.device, non_blocking=True).permute(0, 4, 1, 2, 3)
+        frames = frames.to(parameter.dtype).div_(255)
+        return frames.contiguous(memory_format=torch.channels_last_3d)
 
     def tokens(self, frames: Tensor) -> Tensor:
         """What is stored for clips [B, 3, T, H, W] in [0, 1]: `forward`, unless an encoder has another convention."""

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from videoclip.data.qvhighlights import MomentQuery
+from videoclip.data.shards import Shards
+from videoclip.data.templates import PLAIN
+from videoclip.embedding import TwoTowers, embed_seconds, embed_texts
 from videoclip.errors import InputError
 from videoclip.evaluation.curves import smooth
 
 NEWTON_STEPS = 50
 PEAK_SMOOTHING = 1.0  # seconds
+USUAL_VIDEOS = 64  # that say what is usual for a query
 
 
 def peaks(texts: np.ndarray, seconds: Sequence[np.ndarray]) -> np.ndarray:
@@ -27,14 +32,68 @@ def peaks(texts: np.ndarray, seconds: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([smooth(texts @ video.T, PEAK_SMOOTHING).max(1) for video in seconds], 1)
 
 
-def prominence(peak: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Peaks [Q] of queries in their videos, in standard deviations above those in background videos [Q, V].
+@dataclass(frozen=True)
+class Usual:
+    """Some videos of a folder of shards, `rows` int64 [V] and their seconds' embeddings, that tell what is usual."""
 
-    Raises InputError if there are fewer than two background videos.
+    rows: np.ndarray
+    seconds: list[np.ndarray]
+
+    @classmethod
+    def of(cls, model: TwoTowers, shards: Shards, seed: int = 0, videos: int = USUAL_VIDEOS) -> Usual:
+        """Videos drawn by `seed`. Raises InputError if the shards hold fewer than three."""
+        if len(shards) < 3:
+            raise InputError(f"{shards.folder}: what is usual for a query takes at least three videos")
+        rows = np.random.default_rng([seed, 7]).permutation(len(shards))[:videos]
+        return cls(rows, [embed_seconds(model, shards.tokens(int(row))) for row in rows])
+
+    def of_texts(self, texts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of what texts, embeddings [Q, H], reach in these videos: float64 [Q] each.
+
+        The videos that they belong to, at `rows` int64 [Q], say nothing about others and are left out.
+        """
+        reached = peaks(texts, self.seconds)
+        reached[rows[:, None] == self.rows] = np.nan
+        return np.nanmean(reached, 1), np.nanstd(reached, 1)
+
+    def prominence(self, texts: np.ndarray, rows: np.ndarray, peak: np.ndarray) -> np.ndarray:
+        """Of queries that have their `peak` [Q] in the videos at `rows`: float64 [Q], in deviations above the mean."""
+        mean, deviation = self.of_texts(texts, rows)
+        return (peak - mean) / np.maximum(deviation, 1e-6)
+
+
+def ask(
+    model: TwoTowers,
+    shards: Shards,
+    queries: Sequence[MomentQuery],
+    seed: int = 0,
+    templates: Sequence[str] = PLAIN,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prominence of every query in its own video, and in another one of the queries' videos: float64 [Q] each.
+
+    The other one is drawn among those that no query of the same words belongs to. All videos are in the shards.
+    Raises InputError if a query has no such video.
     """
-    if background.ndim != 2 or background.shape[1] < 2:
-        raise InputError("what is usual for a query takes at least two other videos")
-    return (peak - background.mean(1)) / np.maximum(background.std(1), 1e-6)
+    place = shards.rows_by_id()
+    own = np.array([place[query.video_id] for query in queries])
+    asked = np.unique(own)
+    words = np.unique([query.query for query in queries], return_inverse=True)[1]
+    generator = np.random.default_rng([seed, 8])
+    other = np.empty_like(own)
+    for q, same in enumerate(words[:, None] == words):
+        elsewhere = np.setdiff1d(asked, own[same])
+        if not len(elsewhere):
+            raise InputError(f"every video has the query {queries[q].query!r}: nothing to ask it of where it is absent")
+        other[q] = generator.choice(elsewhere)
+    texts, usual = embed_texts(model, [query.query for query in queries], templates), Usual.of(model, shards, seed)
+    peak = np.empty((2, len(queries)))
+    for row in asked:
+        seconds = embed_seconds(model, shards.tokens(int(row)))
+        for kind, videos in enumerate((own, other)):
+            here = np.flatnonzero(videos == row)
+            if len(here):
+                peak[kind, here] = peaks(texts[here], [seconds])[:, 0]
+    return usual.prominence(texts, own, peak[0]), usual.prominence(texts, other, peak[1])
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from tqdm import tqdm
 from videoclip.data.htm_align import AlignedVideo
 from videoclip.data.shards import Shards
 from videoclip.data.templates import PLAIN
-from videoclip.embedding import TwoTowers, embed_seconds, embed_texts
+from videoclip.embedding import TwoTowers, embed_texts
 from videoclip.errors import InputError
 from videoclip.evaluation.inputs import known_videos
-
-NEAR = 96.0  # seconds around where a sentence is expected that are looked at
+from videoclip.evaluation.sentences import NEAR, Reading, sentence_curves
 
 
 def align_videos(
@@ -24,27 +23,25 @@ def align_videos(
     videos: Sequence[AlignedVideo],
     templates: Sequence[str] = PLAIN,
     near: float | None = NEAR,
+    by: Reading = "towers",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Place every sentence at the second of its video that it is nearest to; metrics, and the places.
 
     `recall`: percent of the alignable sentences whose second lies in [floor(start), ceil(end)] of their true times.
     `AUC`: how well the similarity of that second tells alignable sentences from others, in percent. Seconds further
-    than `near` from where a sentence is expected (`expected_times`) are not looked at; None looks at all.
+    than `near` from where a sentence is expected (`expected_times`) are not looked at; None looks at all. `by`: what
+    compares them, towers or also the joint encoder of the recipe `alignment`.
     Raises InputError if no annotated video is in the shards, or none of their sentences can be aligned.
     """
     known, dropped = known_videos(videos, shards)
     hits, chance, score, alignable, rows = [], [], [], [], []
     for video, row in tqdm(known, desc="aligning", unit="video", disable=len(known) < 20):
-        seconds = embed_seconds(model, shards.tokens(row))
-        curves = embed_texts(model, video.text, templates) @ seconds.T  # (S, T)
-        if near is not None:
-            away = np.abs(np.arange(len(seconds)) + 0.5 - expected_times(video)[:, None]) > near
-            away &= ~away.all(1, keepdims=True)  # a sentence beyond the video's end may be anywhere
-            curves = np.where(away, -np.inf, curves)
+        texts = embed_texts(model, video.text, templates)
+        curves = sentence_curves(model, shards.tokens(row), texts, expected_times(video), near, by=by)  # (S, T)
         place = curves.argmax(1)
         inside = (np.floor(video.start) <= place) & (place <= np.ceil(video.end))
         looked_at = np.isfinite(curves)
-        every = np.arange(len(seconds))
+        every = np.arange(curves.shape[1])
         right = (np.floor(video.start)[:, None] <= every) & (every <= np.ceil(video.end)[:, None])
         hits.append(inside[video.alignable])
         chance.append(((right & looked_at).sum(1) / looked_at.sum(1))[video.alignable])

@@ -114,7 +114,8 @@ def excess_over_threshold(curves: np.ndarray, windows: np.ndarray, threshold: fl
 
 def window_sums(curves: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Sum of each curve [Q, T] over each window [W, 2]: float64 [Q, W]."""
-    running = np.pad(np.cumsum(curves, 1, dtype=np.float64), ((0, 0), (1, 0)))
+    running = np.zeros((curves.shape[0], curves.shape[1] + 1))
+    np.cumsum(curves, 1, np.float64, out=running[:, 1:])
     return running[:, windows[:, 1]] - running[:, windows[:, 0]]
 
 

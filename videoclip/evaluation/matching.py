@@ -12,21 +12,16 @@ from torch import Tensor
 from videoclip.data.questions import OpenQuestion
 from videoclip.errors import InputError
 from videoclip.packed import Packed
-from videoclip.parts.fusion import first_rows, from_even
+from videoclip.parts.fusion import from_even
 
 LEFT_OUT = float("-inf")
 
 
 class Matcher(Protocol):
-    """What is asked of a model: its parts, so that a video and a text are encoded once and not once a pair."""
+    """What is asked of a model: so a video and a text are encoded once and not once a pair."""
 
-    @property
-    def itm_head(self) -> torch.nn.Module:
-        """[CLS] of a fused pair, [B, W], to two logits."""
-        ...
-
-    def fused(self, words: Packed, video: Packed) -> Packed:
-        """States of words and video tokens -> fused states, words first."""
+    def matching_logits(self, words: Packed, clips: Packed) -> Tensor:
+        """States of B texts and tokens of B videos -> logits [B, 2]."""
         ...
 
 
@@ -58,8 +53,8 @@ def matching_matrix(
     scores = torch.full((queries, videos), LEFT_OUT)
     for first in range(0, len(texts), pairs_at_once):
         rows, places = texts[first : first + pairs_at_once], columns[first : first + pairs_at_once]
-        fused = model.fused(words.take(rows), from_even(video[places.to(video.device)]))
-        logits = model.itm_head(first_rows(fused)).float().cpu()
+        pairs = words.take(rows), from_even(video[places.to(video.device)])
+        logits = model.matching_logits(*pairs).float().cpu()
         scores[rows, places] = logits[:, 1] - logits[:, 0]
     if similarity is not None and not bool(chosen.all()):
         lowest = scores.masked_fill(~chosen, float("inf")).amin(1, keepdim=True)

@@ -6,18 +6,18 @@ tokens. So a recipe on pixels is trained, clustered, evaluated and searched by t
 
 from __future__ import annotations
 
-import zlib
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from videoclip.data.clips import ClipBatch
 from videoclip.data.frames import FrameBatch, choose_frames, random_crop_of_patches
 from videoclip.data.shards import Manifest
 from videoclip.errors import InputError
+from videoclip.gather import rank_offset, rows_per_rank, shared_generator
 from videoclip.packed import Packed
-from videoclip.retrieval.false_negatives import false_negatives
+from videoclip.parts.vision_blocks import VisionShape
 
 
 def as_frames(tokens: Packed, size: int) -> Packed:
@@ -35,42 +35,38 @@ def as_frames(tokens: Packed, size: int) -> Packed:
     return tokens
 
 
-def frame_batch(batch: ClipBatch | FrameBatch, size: int, frames: int, grid: int, sampler: str) -> FrameBatch:
+def frame_batch(batch: ClipBatch | FrameBatch, vision: VisionShape, frames: int, sampler: str) -> FrameBatch:
     """Pairs drawn from shards of frames -> clips of `frames` frames each, a crop each, and a generator.
 
-    All that is drawn follows from the batch itself, so a resumed run draws the same again.
+    Frames and crops are drawn by a pair's number among those of all workers, whichever of them holds it, from a seed
+    that the first takes from torch's generator: a resumed run draws the same again.
     """
+    counts = batch.rows_per_rank or tuple(rows_per_rank(len(batch)))
     if isinstance(batch, FrameBatch):
-        return batch
-    clips = as_frames(batch.video_tokens, size)
-    seed = zlib.crc32(batch.word_ids.rows.cpu().numpy().tobytes(), zlib.crc32(batch.video.cpu().numpy().tobytes()))
-    generator = np.random.default_rng(seed)
-    chosen = [
-        start + choose_frames(length, frames, sampler, generator)
-        for start, length in zip(clips.starts.tolist(), clips.lengths.tolist())
-    ]
-    crops = [random_crop_of_patches(grid, generator, patch=size // grid) for _ in chosen]
+        draws = batch.draws or shared_generator(batch.frames.device)
+        return replace(batch, draws=draws, rows_per_rank=counts)
+    clips = as_frames(batch.video_tokens, vision.size)
+    draws = shared_generator(clips.rows.device)
+    chosen, crops = [], []
+    spans = zip(clips.starts.tolist(), clips.lengths.tolist())
+    for number, (start, length) in enumerate(spans, rank_offset(counts)):
+        generator = np.random.default_rng([draws.initial_seed(), number])
+        chosen.append(start + choose_frames(length, frames, sampler, generator))
+        crops.append(random_crop_of_patches(vision.grid, generator, patch=vision.patch))
     return FrameBatch(
         clips.rows[torch.from_numpy(np.stack(chosen)).to(clips.rows.device)],
         batch.word_ids.to(batch.word_ids.rows.device, torch.int64),
-        torch.Generator().manual_seed(seed),
+        draws,
         torch.from_numpy(np.stack(crops)),
-        excluded=_excluded(batch),
-        rows_per_rank=batch.rows_per_rank,
+        labels=batch.labels,
+        rows_per_rank=counts,
     )
-
-
-def _excluded(batch: ClipBatch) -> Tensor | None:
-    """bool [P, P]: own pairs that are no negatives of each other, where the batch says so."""
-    if batch.labels is None:
-        return None
-    return false_negatives(batch.labels, batch.labels, 0)
 
 
 def frame_size(manifest: Manifest) -> int:
     """Height and width of the frames in shards. Raises InputError if they hold something else."""
     name, _, size = manifest.encoder.rpartition("-")
-    if name != "pixels" or not size.isdigit() or int(size) ** 2 * 3 != manifest.dimension:
+    if name not in ("pixels", "frames") or not size.isdigit() or int(size) ** 2 * 3 != manifest.dimension:
         raise InputError(
             f"shards of the encoder {manifest.encoder} hold tokens, and this recipe is trained from frames: "
             "extract with --encoder pixels-64"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videoclip.losses import IGNORED
 from videoclip.packed import Packed
 
-NOT_MASKED = -100  # label of a word that is not to be guessed
+NOT_MASKED = IGNORED  # label of a word that is not to be guessed
 CHANCES = 3  # numbers that decide about a word
 
 
@@ -27,14 +29,23 @@ class WordMask:
     ALPRO's release too."""
 
 
-def mask_words(words: Packed, how: WordMask, generator: torch.Generator) -> tuple[Packed, Tensor]:
-    """Word ids int64 [N] -> the ids with some hidden, and labels int64 [N]: the hidden word, or NOT_MASKED."""
-    return hide_words(words, how, torch.rand(len(words.rows), CHANCES, generator=generator, dtype=torch.float64))
+def draw_hidden(
+    words: Packed, how: WordMask, longest: int, first: int, draws: torch.Generator, counts: Sequence[int]
+) -> tuple[Packed, Tensor]:
+    """`hide_words` by numbers that are drawn for the pairs of all workers, of which own ones begin at `first`.
+
+    `longest`: most words of a text, special ones included. What a word is given does not depend on who holds it.
+    """
+    chance = torch.rand(sum(counts), longest, CHANCES, generator=draws, dtype=torch.float64)
+    return hide_words(words, how, chance[first + words.owners, words.positions])
 
 
 def hide_words(words: Packed, how: WordMask, chance: Tensor) -> tuple[Packed, Tensor]:
-    """`mask_words` with the numbers that decide, float64 [N, CHANCES] on the CPU, even in [0, 1): whether a word is
-    hidden, what takes its place, and which other word does."""
+    """Word ids int [N] -> the ids with some hidden, and labels int64 [N]: the hidden word, or NOT_MASKED.
+
+    `chance`, float64 [N, CHANCES] on the CPU, even in [0, 1): whether a word is hidden, what takes its place, and which
+    other word does.
+    """
     ids = words.rows.cpu().long()
     hide, turn, which = chance.unbind(1)
     hidden = (hide < how.share) & ~torch.isin(ids, torch.tensor(how.special))
@@ -83,8 +94,3 @@ class MaskedWordHead(nn.Module):
 
     def forward(self, x: Tensor, embeddings: Tensor) -> Tensor:
         return self.predictions(x, embeddings)
-
-
-def masked_word_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the hidden words: `scores` [M, V] and `labels` [M] of those alone; 0 if none is."""
-    return F.cross_entropy(scores.float(), labels, reduction="sum") / max(1, len(labels))

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from videoclip.gather import gather_packed
 from videoclip.packed import Packed
+from videoclip.parts.pairs import Pairs
 
 MATCHED = 1  # the column of the two logits, and the label, that say "these belong together"
 NONE = -1  # where there is no negative to draw
 
 
-def matching_negatives(
-    similarity: Tensor, generator: torch.Generator, excluded: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """For every text a video and for every video a text that do not belong together, the more alike the likelier.
+def matching_negatives(pairs: Pairs, temperature: Tensor | float, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """For every own text a video and for every own video a text that do not belong together, of all workers' pairs.
 
-    `similarity` [P, P] are logits (divided by the temperature), rows videos, columns texts; of this worker's own
-    pairs. Drawn, not the hardest: from the softmax of each row (column) without its own pair and without those that
-    `excluded`, bool [P, P], marks as no negatives of each other.
+    Drawn, not the hardest: the more alike the likelier, never an own pair nor one excluded as a false negative.
+    `chance`: float64 [W * P, 2], even in [0, 1), the same on all workers, decides. An infinite `temperature` draws
+    evenly, where no contrast makes likeness mean anything.
     Returns videos of texts and texts of videos, int64 [P] each; NONE where nothing is left to draw.
     """
-    own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-    barred = own if excluded is None else own | excluded
-    masked = similarity.detach().float().masked_fill(barred, float("-inf"))
-    return _draw(masked.T, generator), _draw(masked, generator)
-
-
-def _draw(scores: Tensor, generator: torch.Generator) -> Tensor:
-    possible = scores.isfinite().any(1)
-    weights = torch.where(possible[:, None], scores, torch.zeros_like(scores)).softmax(1)
-    drawn = torch.multinomial(weights.to(generator.device), 1, generator=generator)[:, 0].to(scores.device)
-    return drawn.masked_fill(~possible, NONE)
+    own = torch.arange(len(pairs)) + pairs.rank_offset
+    barred = pairs.excluded.clone()
+    barred[torch.arange(len(own)), own] = True
+    texts = draw_negatives(pairs.video @ pairs.all_text.T / temperature, barred, chance[own, 0])
+    videos = draw_negatives(pairs.text @ pairs.all_video.T / temperature, barred, chance[own, 1])
+    return videos, texts
 
 
 def draw_negatives(similarity: Tensor, barred: Tensor, chance: Tensor) -> Tensor:
     """int64 [P]: a column for each row of `similarity` [P, N] (logits), the more alike the likelier, none of `barred`.
 
-    As `matching_negatives` draws, but of all workers' pairs. `chance`: float64 [P], even in [0, 1), decides: the same
-    numbers draw the same columns, whichever worker holds a row. NONE where all columns are barred.
+    `chance`: float64 [P], even in [0, 1), decides: the same numbers draw the same columns, whichever worker holds a
+    row. NONE where all columns are barred.
     """
     masked = similarity.detach().double().masked_fill(barred, float("-inf"))
     possible = masked.isfinite().any(1)
@@ -66,6 +62,16 @@ def matching_pairs(
     return words.take(texts), video.take(videos), labels.to(words.rows.device)
 
 
-def matching_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the pairs judged: `logits` [N, 2], `labels` int64 [N], MATCHED or not."""
-    return F.cross_entropy(logits.float(), labels)
+def pairs_to_judge(
+    words: Packed,
+    video: Packed,
+    pairs: Pairs,
+    temperature: Tensor | float,
+    draws: torch.Generator,
+    counts: Sequence[int],
+) -> tuple[Packed, Packed, Tensor]:
+    """`matching_pairs` of own pairs with negatives drawn by `draws`: own states in, those of all workers travel."""
+    chance = torch.rand(sum(counts), 2, generator=draws, dtype=torch.float64)
+    negatives = matching_negatives(pairs, temperature, chance)
+    own = torch.arange(len(words)) + pairs.rank_offset
+    return matching_pairs(gather_packed(words, counts), gather_packed(video, counts), *negatives, own)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from videoclip.data.clips import ClipBatch
+from videoclip.data.frames import FrameBatch
 from videoclip.gather import gather, gather_with_gradient, rank_offset, rows_per_rank
 from videoclip.losses import chance_of_contrastive_loss, contrastive_loss
 from videoclip.retrieval.false_negatives import PAPER, false_negatives, pair_labels
@@ -126,12 +127,16 @@ def _figures_of_rows(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def gather_pairs(video: Tensor, text: Tensor, batch: ClipBatch) -> Pairs:
+def gather_pairs(video: Tensor, text: Tensor, batch: ClipBatch | FrameBatch) -> Pairs:
     """Bring the embeddings [P, H] of a batch's pairs together with those of all workers; gradients flow to each."""
     counts = batch.rows_per_rank or rows_per_rank(len(batch))
     offset = rank_offset(counts)
-    labels = pair_labels(batch, PAPER, rank_offset=offset) if batch.labels is None else batch.labels
-    labels = labels.to(video.device)
+    if batch.labels is not None:
+        labels = batch.labels.to(video.device)
+    elif isinstance(batch, ClipBatch):
+        labels = pair_labels(batch, PAPER, rank_offset=offset).to(video.device)
+    else:  # every clip is of a video of its own
+        labels = (offset + torch.arange(len(batch), device=video.device))[:, None].expand(-1, 3)
     video, text = _single(video), _single(text)
     all_video, all_text = gather_with_gradient(video, counts), gather_with_gradient(text, counts)
     return Pairs(video, text, all_video, all_text, offset, labels, gather(labels, counts))

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from videoclip.data.entities import check_entities
+from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
+from videoclip.gather import mean_over_all
+from videoclip.losses import ALONE
 from videoclip.packed import Packed
 from videoclip.parts.towers import Towers, TowersShape
+from videoclip.parts.vision_transformer import VisionShape
 
 ARTICLES = ("a", "the", "one")
 SHOWS = {
@@ -22,6 +26,7 @@ SHOWS = {
     "image": ("A photo of", "A picture of", "A good photo of", "A good picture of"),
 }
 KINDS = tuple(SHOWS)
+LONGEST_PROMPT = 13  # words; the release pads prompts to 15 ids
 
 
 def prompts(entity: str, kind: str = "video") -> list[str]:
@@ -56,6 +61,22 @@ class Prompter(Towers):
             prompter.set_prompts(ids, kind)
         return prompter
 
+    def check_fits(self, entities: int, names: Sequence[str], vision: VisionShape) -> None:
+        """Raises InputError if it tells other entities apart than a model predicts, or reads other frames."""
+        theirs, own = len(self.video_prompt_feat), self.shape.vision
+        if theirs != entities:
+            raise InputError(f"the prompter tells {theirs} entities apart, the model predicts {entities}")
+        if names and self.names and tuple(names) != self.names:
+            other = next(number for number, pair in enumerate(zip(names, self.names)) if pair[0] != pair[1])
+            raise InputError(
+                f"entity {other + 1} is {self.names[other]!r} to the prompter and {names[other]!r} to the model"
+            )
+        if (own.size, own.frames) != (vision.size, vision.frames):
+            raise InputError(
+                f"the prompter reads {own.frames} frames of {own.size} pixels, "
+                f"the model {vision.frames} of {vision.size}"
+            )
+
     def train(self, mode: bool = True) -> Prompter:
         """A prompter stays in evaluation mode, whatever its owner does."""
         return super().train(False)
@@ -74,6 +95,22 @@ class Prompter(Towers):
         """Normalised frames [B, T, 3, S, S], black outside their crop -> q [B, entities], rows summing to one."""
         features = getattr(self, f"{kind}_prompt_feat")
         return (self.video_features(crops) @ features.T / self.temp).float().softmax(1)
+
+
+def prompter_from(
+    towers: Towers, own: WordTokenizer, names: Sequence[str], tokenizer: WordTokenizer, where: str
+) -> Prompter:
+    """A prompter of trained towers, which have their `own` tokenizer, and entities in words.
+
+    Raises InputError if `tokenizer` cuts words otherwise.
+    """
+    if own.fingerprint() != tokenizer.fingerprint():
+        raise InputError(f"{where}: the prompter was trained with another tokenizer")
+    sentences = {}
+    for kind in KINDS:
+        ids = tokenizer.clip_ids([text for name in names for text in prompts(name, kind)], LONGEST_PROMPT)
+        sentences[kind] = ids.to("cpu", torch.int64)
+    return Prompter.of(towers, names, sentences)
 
 
 def _chunks(words: Packed, size: int) -> Iterator[Packed]:
@@ -95,7 +132,7 @@ def kept_labels(q: Tensor, discard: str, threshold: float = 0.2) -> Tensor:
     return q.max(1).values >= threshold
 
 
-def entity_loss(logits: Tensor, q: Tensor, kept: Tensor) -> Tensor:
-    """-Σ_m q_m log p_m, mean over the kept samples: `logits`, `q` [B, entities]; 0 if none is kept (not 0/0)."""
+def entity_loss(logits: Tensor, q: Tensor, kept: Tensor, counts: Sequence[int] = ALONE) -> Tensor:
+    """-Σ_m q_m log p_m, mean over the kept samples of all workers: `logits`, `q` [B, entities]; 0 if none is kept."""
     of_sample = -(q * logits.float().log_softmax(1)).sum(1)
-    return (of_sample * kept).sum() / kept.sum().clamp(min=1)
+    return mean_over_all((of_sample * kept).sum(), int(kept.sum()), counts)

@@ -189,28 +189,31 @@ class DividedBlock(Block):
         self.temporal_attn = SpaceAttention(shape)
         self.temporal_fc = nn.Linear(shape.width, shape.width)
 
-    def through_time(self, x: Tensor, groups: tuple[int, int], mask: Tensor | None) -> Tensor:
-        """The patches [B, T K, W] after time attention, as frames with [CLS] before each: [B T, C + K, W]."""
-        cls, patches = x[:, : self.special], x[:, self.special :].unflatten(1, groups)  # [B, T, K, W]
+    def through_time(self, x: Tensor, groups: tuple[int, int], mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[CLS] [B, C, W], the patches after time attention [B, T, K, W], and both as frames [B T, C + K, W]."""
+        # Split, not sliced: the gradient of a slice is a whole tensor of zeros.
+        cls, patches = x.split([self.special, groups[0] * groups[1]], 1)
+        patches = patches.unflatten(1, groups)  # [B, T, K, W]
         places = self.temporal_norm1(patches.transpose(1, 2)).flatten(0, 1)  # [B K, T, W]
         time = None if mask is None else mask.transpose(1, 2).flatten(0, 1)
         # Stochastic depth comes before temporal_fc, place by place, as in the release.
         moved = self.temporal_fc(self.dropped(self.temporal_attn(places, time)))
         patches = patches + moved.unflatten(0, (len(x), -1)).transpose(1, 2)
-        return torch.cat([cls[:, None].expand(-1, groups[0], -1, -1), patches], 2).flatten(0, 1)
+        frames = torch.cat([cls[:, None].expand(-1, groups[0], -1, -1), patches], 2).flatten(0, 1)
+        return cls, patches, frames
 
     def forward(self, x: Tensor, groups: tuple[int, int], mask: Tensor | None) -> Tensor:
-        frames = self.through_time(x, groups, mask)
+        cls, patches, frames = self.through_time(x, groups, mask)
         seen = None if mask is None else F.pad(mask.flatten(0, 1), (self.special, 0), value=True)
         branch = self.dropped(self.attn(self.norm1(frames), seen)).unflatten(0, (len(x), -1))  # [B, T, C + K, W]
-        cls = x[:, : self.special] + mean_of_frames(branch[:, :, : self.special], mask)
-        patches = frames.unflatten(0, (len(x), -1))[:, :, self.special :] + branch[:, :, self.special :]
-        x = torch.cat([cls, patches.flatten(1, 2)], 1)
+        of_cls, of_patches = branch.split([self.special, groups[1]], 2)
+        cls = cls + mean_of_frames(of_cls, mask)
+        x = torch.cat([cls, (patches + of_patches).flatten(1, 2)], 1)
         return x + self.dropped(self.mlp(self.norm2(x)))
 
     def cls_attention(self, x: Tensor, groups: tuple[int, int], mask: Tensor | None) -> Tensor:
         """[B, T, K] of this block's input: [CLS] looks at every frame by itself."""
-        frames = self.through_time(x, groups, mask)
+        _, _, frames = self.through_time(x, groups, mask)
         seen = None if mask is None else F.pad(mask.flatten(0, 1), (self.special, 0), value=True)
         return self.attn.first_row(self.norm1(frames), seen).unflatten(0, (len(x), -1))[:, :, self.special :]
 

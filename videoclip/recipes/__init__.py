@@ -29,6 +29,7 @@ RECIPES = {
     "alpro": "videoclip.recipes.alpro",
     "prompting": "videoclip.recipes.prompting",
     "towers": "videoclip.recipes.towers",
+    "alignment": "videoclip.recipes.alignment",
 }
 
 

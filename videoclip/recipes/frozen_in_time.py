@@ -2,10 +2,7 @@
 
 A clip is seen by a vision transformer that looks through time, then through space, in every block; a text by BERT.
 Both [CLS] are projected to unit vectors and contrasted both ways at a fixed temperature. A picture is a video of one
-frame, so pictures and videos train the same weights, and training begins with one frame and goes on with four.
-
-Exact: the space-time block, its start at "no time", the losses, the curriculum. Approximate: the text tower is our
-BERT (with the release's DistilBERT's 6 layers), whose files load through `convert.from_bert`'s names, not DistilBERT's.
+frame; training begins with one frame and goes on with four. The text tower is a BERT of six layers, not DistilBERT's.
 """
 
 from __future__ import annotations
@@ -23,11 +20,11 @@ from videoclip.data.shards import Manifest
 from videoclip.data.words import WordTokenizer
 from videoclip.errors import InputError
 from videoclip.frame_model import FrameModel
-from videoclip.gather import gather_with_gradient, rank_offset, rows_per_rank
-from videoclip.losses import contrastive_loss
 from videoclip.packed import Packed
-from videoclip.parts.frame_batches import as_frames, frame_batch, frame_size
+from videoclip.parts.frame_batches import as_frames, frame_batch
+from videoclip.parts.frame_options import FrameOptions
 from videoclip.parts.fusion import first_rows, through
+from videoclip.parts.pairs import gather_pairs
 from videoclip.parts.pixels import normalised
 from videoclip.parts.towers import embedded
 from videoclip.parts.vision_transformer import VisionShape, VisionTransformer
@@ -70,24 +67,12 @@ class FrozenInTimeConfig:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(FrameOptions):
     """The published constants."""
 
-    patch: int = 16
-    frames: int = 4
-    width: int = 768
-    heads: int = 12
-    vision_layers: int = 12
-    text_layers: int = 6
-    projection: int = 256
     temperature: float = 0.05
-    dropout: float = 0.1
     single_frame_steps: int = 50000
     """Steps on one frame before all are shown."""
-    max_seconds: int = 0
-    """Longest video clip; 0: that of the training clips."""
-    max_words: int = 0
-    """Longest text; 0: that of the training clips."""
 
 
 class Recipe(FrameModel):
@@ -95,6 +80,8 @@ class Recipe(FrameModel):
 
     recipe: ClassVar[str] = "frozen-in-time"
     config_class: ClassVar[type] = FrozenInTimeConfig
+    repeats_pictures: ClassVar[bool] = False  # a picture is a clip of one frame
+    training_sampler: ClassVar[str] = "segments"
     steps_done: Tensor
 
     def __init__(self, config: FrozenInTimeConfig) -> None:
@@ -107,24 +94,21 @@ class Recipe(FrameModel):
         self.register_buffer("steps_done", torch.tensor(0))  # where in its curriculum a resumed run is
 
     def forward(self, batch: ClipBatch | FrameBatch) -> dict[str, Tensor]:
-        """The normalised softmax loss both ways, summed, over the pairs of all workers; `accuracy` as a share."""
-        vision = self.config.vision
-        frames = self.config.frames_at(int(self.steps_done))
-        batch = frame_batch(batch, vision.size, frames, vision.grid, "segments")
-        video = self.video_features(normalised(batch.frames))  # (P, H)
-        text = self.embed_text(batch.words)
-        counts = batch.rows_per_rank or rows_per_rank(len(video))
-        gathered = gather_with_gradient(video, counts), gather_with_gradient(text, counts)
-        first = rank_offset(counts)
-        excluded = batch.excluded if len(counts) == 1 else None
-        loss = contrastive_loss(video, text, self.temperature, gathered, first, excluded)
-        own = first + torch.arange(len(video), device=video.device)
-        accuracy = ((video @ gathered[1].T).argmax(1) == own).float().mean()
-        return {"loss": loss, "accuracy": accuracy, "frames": torch.tensor(float(batch.frames.shape[1]))}
+        """The normalised softmax loss both ways, summed, over all workers' pairs; figures of `Pairs`, and `frames`."""
+        batch = frame_batch(batch, self.config.vision, self.frames, self.training_sampler)
+        video, text = self.video_features(normalised(batch.frames)), self.embed_text(batch.words)  # (P, H) each
+        pairs = gather_pairs(video, text, batch)
+        frames = torch.tensor(float(batch.frames.shape[1]))
+        return {"loss": pairs.contrast(self.temperature), **pairs.figures(), "frames": frames}
 
     def after_step(self) -> None:
         """One step further in the curriculum."""
         self.steps_done += 1
+
+    @property
+    def frames(self) -> int:
+        """How many frames clips have at present."""
+        return self.config.frames_at(int(self.steps_done))
 
     @property
     def temperature(self) -> Tensor:
@@ -137,8 +121,7 @@ class Recipe(FrameModel):
 
     def embed_video(self, frames: Packed) -> Tensor:
         """Clips of any number of frames, uint8 [N, S, S, 3] or rows of shards -> unit vectors [B, projection]."""
-        vision = self.config.vision
-        clips = FrameBatch.even(as_frames(frames, vision.size), self.config.frames_at(int(self.steps_done)))
+        clips = FrameBatch.even(as_frames(frames, self.config.vision.size), self.frames)
         return self.video_features(normalised(clips.to(self.steps_done.device)))
 
     def embed_text(self, word_ids: Packed) -> Tensor:
@@ -150,27 +133,14 @@ class Recipe(FrameModel):
 
 def build(options: Options, manifest: Manifest, tokenizer: WordTokenizer) -> Recipe:
     """A new model for shards of frames and texts cut by `tokenizer`. Raises InputError if the shards hold no frames."""
-    width, heads = options.width, options.heads
-    vision = VisionShape(
-        frame_size(manifest),
-        options.patch,
-        frames=options.frames,
-        width=width,
-        layers=options.vision_layers,
-        heads=heads,
-        intermediate=4 * width,
-        attention="frozen",
-    )
-    positions = max(64, options.max_words + 2)
-    text = TransformerShape(width, heads, 4 * width, options.text_layers, options.dropout, positions)
-    single = ((0, 1),) if options.single_frame_steps else ()
+    curriculum = (*(((0, 1),) if options.single_frame_steps else ()), (options.single_frame_steps, options.frames))
     config = FrozenInTimeConfig(
-        vision,
-        text,
+        options.vision(manifest, "frozen"),
+        options.text(options.text_layers),
         tokenizer.vocabulary,
         options.projection,
         options.temperature,
-        (*single, (options.single_frame_steps, options.frames)),
+        curriculum,
         options.max_seconds,
         options.max_words,
         manifest.fingerprint,

@@ -4,17 +4,15 @@ After ALPRO (Li et al., CVPR 2022) without its pixels and its prompter: the towe
 fusion encoder says whether a text belongs to a clip (`vtm`, against negatives drawn by likeness) and guesses hidden
 words with the video's help (`mlm`). Its judgement re-ranks what the towers find.
 
-Negatives are drawn among the pairs of all workers, and never one that is excluded as a false negative; the towers'
-outputs travel for that. Draws go by a pair's number, so that many workers train as one does.
+Negatives are drawn among the pairs of all workers, never an excluded one; the towers' outputs travel for that.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoclip.data.clips import ClipBatch
@@ -22,14 +20,14 @@ from videoclip.data.shards import Manifest
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.text import FrozenTextEncoder
 from videoclip.errors import InputError
-from videoclip.gather import gather_packed, mean_over_all, rows_per_rank, shared_generator
-from videoclip.losses import contrastive_loss
+from videoclip.gather import rows_per_rank, shared_generator
+from videoclip.losses import mean_cross_entropy, share_right
 from videoclip.model import VideoCLIP, VideoCLIPConfig
 from videoclip.packed import Packed
 from videoclip.parts.fusion import FusionEncoder, first_rows
-from videoclip.parts.masked_words import CHANCES, NOT_MASKED, MaskedWordHead, WordMask, hide_words
-from videoclip.parts.matching import draw_negatives, matching_pairs
-from videoclip.parts.pairs import Pairs, gather_pairs
+from videoclip.parts.masked_words import NOT_MASKED, MaskedWordHead, WordMask, draw_hidden
+from videoclip.parts.matching import pairs_to_judge
+from videoclip.parts.pairs import gather_pairs
 from videoclip.recipes import videoclip
 from videoclip.transformer import initialise_as_bert
 
@@ -37,23 +35,36 @@ LOSSES = ("vtc", "vtm", "mlm")
 
 
 @dataclass(frozen=True)
-class FusionConfig(VideoCLIPConfig):
-    """Towers, what is above them, and what they are trained by."""
+class FusionOptions:
+    """The fusion encoder, with ALPRO's constants."""
 
     fusion_layers: int = 6
     losses: tuple[str, ...] = LOSSES
+    """`vtc` contrast; `vtm` matching, which re-ranking needs; `mlm` masked words."""
+    masked_share: float = 0.15
+    """Of the words that are hidden."""
+    always_mask: bool = False
+    """Hidden words are always [MASK], as ALPRO's paper says; else now and then another word, as BERT's are."""
+
+
+@dataclass(frozen=True)
+class Options(FusionOptions, videoclip.Options):
+    """VideoCLIP's towers, and a fusion encoder with ALPRO's constants."""
+
+
+@dataclass(frozen=True)
+class FusionConfig(FusionOptions, VideoCLIPConfig):
+    """Towers, what is above them, and what they are trained by."""
+
     mask_id: int = 103
     special_ids: tuple[int, ...] = (0, 100, 101, 102, 103)
     """Words that are never hidden."""
-    masked_share: float = 0.15
-    always_mask: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("losses", "special_ids"):  # JSON knows lists alone
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        unknown = [name for name in self.losses if name not in LOSSES]
-        if unknown or "vtc" not in self.losses:
+        if "vtc" not in self.losses or set(self.losses) - set(LOSSES):
             raise InputError(f"losses must be vtc, and of {', '.join(LOSSES[1:])} what you like; not {self.losses}")
 
     @property
@@ -64,19 +75,6 @@ class FusionConfig(VideoCLIPConfig):
     def describe(self) -> dict[str, str]:
         """What a model's card says of it."""
         return {**super().describe(), "Fusion": f"{self.fusion_layers} layers, trained by {', '.join(self.losses)}"}
-
-
-@dataclass(frozen=True)
-class Options(videoclip.Options):
-    """VideoCLIP's towers, and a fusion encoder with ALPRO's constants."""
-
-    fusion_layers: int = 6
-    losses: tuple[str, ...] = LOSSES
-    """`vtc` contrast; `vtm` matching, which re-ranking needs; `mlm` masked words."""
-    masked_share: float = 0.15
-    """Of the words that are hidden."""
-    always_mask: bool = False
-    """Hidden words are always [MASK], as ALPRO's paper says; else now and then another word, as BERT's are."""
 
 
 class Recipe(VideoCLIP):
@@ -102,57 +100,27 @@ class Recipe(VideoCLIP):
         video, clips = self._both(*self._encode_video(batch.video_tokens))  # (P, H), P sequences
         text, words = self._both(*self._encode_word_vectors(self.word_vectors(batch.word_ids)))
         pairs = gather_pairs(video, text, batch)
-        gathered = pairs.all_video, pairs.all_text
-        losses = {"vtc": contrastive_loss(video, text, self.temperature, gathered, pairs.rank_offset, pairs.excluded)}
+        made = {"vtc": pairs.contrast(self.temperature)}
         figures = {**pairs.figures(), "temperature": self.temperature.detach()}
         counts = batch.rows_per_rank or rows_per_rank(len(batch))
         if self.config.losses != ("vtc",):
             draws = shared_generator(video.device)
         if "vtm" in self.config.losses:
-            chance = torch.rand(sum(counts), 2, generator=draws, dtype=torch.float64)
-            losses["vtm"], figures["matched"] = self._match(words, clips, pairs, chance, counts)
+            texts, videos, labels = pairs_to_judge(words, clips, pairs, self.temperature, draws, counts)
+            logits = self.matching_logits(texts, videos)
+            made["vtm"], figures["matched"] = (f(logits, labels, counts) for f in (mean_cross_entropy, share_right))
         if "mlm" in self.config.losses:
-            chance = torch.rand(sum(counts), self.config.max_words + 2, CHANCES, generator=draws, dtype=torch.float64)
-            own = chance[pairs.rank_offset + batch.word_ids.owners, batch.word_ids.positions]
-            losses["mlm"], figures["guessed"] = self._guess(batch.word_ids, clips, own, counts)
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses, **figures}
-
-    def _match(
-        self, words: Packed, clips: Packed, pairs: Pairs, chance: Tensor, counts: tuple[int, ...] | list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """VTM over own pairs, own texts with clips and own clips with texts that do not belong to them; and the share
-        that is judged rightly. `chance` [W * P, 2] draws those."""
-        own = torch.arange(len(words)) + pairs.rank_offset
-        barred = pairs.excluded.clone()
-        barred[torch.arange(len(own)), own] = True
-        texts_of_videos = draw_negatives(pairs.video @ pairs.all_text.T / self.temperature, barred, chance[own, 0])
-        videos_of_texts = draw_negatives(pairs.text @ pairs.all_video.T / self.temperature, barred, chance[own, 1])
-        everyone = gather_packed(words, counts), gather_packed(clips, counts)
-        texts, videos, labels = matching_pairs(*everyone, videos_of_texts, texts_of_videos, own)
-        logits = self.matching_logits(texts, videos).float()
-        right = (logits.argmax(1) == labels).float().sum()
-        total = F.cross_entropy(logits, labels, reduction="sum")
-        return mean_over_all(total, len(labels), counts), mean_over_all(right, len(labels), counts)
-
-    def _guess(
-        self, word_ids: Packed, clips: Packed, chance: Tensor, counts: tuple[int, ...] | list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """MLM: cross-entropy of the words hidden by `chance` [N, CHANCES], and the share that is guessed rightly."""
-        seen, labels = hide_words(word_ids, self.config.word_mask, chance)
-        hidden = (labels != NOT_MASKED).nonzero()[:, 0].cpu()
-        scores = self.word_scores(self.text_states(seen), clips, hidden).float()
-        answers = labels[hidden.to(labels.device)].to(scores.device)
-        right = (scores.argmax(1) == answers).float().sum()
-        total = F.cross_entropy(scores, answers, reduction="sum")
-        return mean_over_all(total, len(hidden), counts), mean_over_all(right, len(hidden), counts)
-
-    def fused(self, words: Packed, clips: Packed) -> Packed:
-        """States of texts and clips -> fused states, the words of each pair first."""
-        return self.fusion(words, clips)
+            mask, longest = self.config.word_mask, self.config.max_words + 2
+            seen, labels = draw_hidden(batch.word_ids, mask, longest, pairs.rank_offset, draws, counts)
+            hidden = (labels != NOT_MASKED).nonzero()[:, 0].cpu()
+            scores = self.word_scores(self.text_states(seen), clips, hidden)
+            labels = labels[hidden.to(labels.device)].to(scores.device)
+            made["mlm"], figures["guessed"] = (f(scores, labels, counts) for f in (mean_cross_entropy, share_right))
+        return {"loss": torch.stack(list(made.values())).sum(), **made, **figures}
 
     def word_scores(self, words: Packed, clips: Packed, places: Tensor) -> Tensor:
         """Scores [M, V] of every word of the vocabulary at `places`, int64 [M], rows of `words`."""
-        fused = self.fused(words, clips)
+        fused = self.fusion(words, clips)
         rows = (fused.starts[words.owners] + words.positions)[places]
         return self.cls(fused.rows[rows.to(fused.rows.device)], self._text_bert.embeddings.word_embeddings.weight)
 
@@ -173,7 +141,7 @@ class Recipe(VideoCLIP):
         """
         if "vtm" not in self.config.losses:
             raise InputError("this model was trained without matching (vtm): it cannot judge pairs")
-        return self.itm_head(first_rows(self.fused(words, clips)))
+        return self.itm_head(first_rows(self.fusion(words, clips)))
 
     def _both(self, x: Packed, order: Tensor) -> tuple[Tensor, Packed]:
         """Outputs in the order of their lengths -> embeddings and outputs in the order in which they came."""
@@ -188,16 +156,8 @@ def build(options: Options, manifest: Manifest, tokenizer: WordTokenizer) -> Rec
     text_encoder = FrozenTextEncoder(options.text_encoder) if options.text_encoder else None
     towers = videoclip.configuration(options, manifest, tokenizer, text_encoder)
     special = tokenizer.special_ids() if "mlm" in options.losses else {}
-    model = Recipe(
-        FusionConfig(
-            **asdict(towers),
-            fusion_layers=options.fusion_layers,
-            losses=options.losses,
-            mask_id=special.get("[MASK]", 0),
-            special_ids=tuple(special.values()),
-            masked_share=options.masked_share,
-            always_mask=options.always_mask,
-        )
-    )
+    own = {item.name: getattr(options, item.name) for item in fields(FusionOptions)}
+    ids = {"mask_id": special.get("[MASK]", 0), "special_ids": tuple(special.values())}
+    model = Recipe(FusionConfig(**asdict(towers), **own, **ids))
     model.frozen.tokenizer, model.frozen.text_encoder = tokenizer, text_encoder
     return model

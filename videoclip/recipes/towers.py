@@ -31,6 +31,7 @@ from videoclip.parts.clip import Transformer
 from videoclip.parts.pairs import gather_pairs
 from videoclip.parts.saved import SavedTowers
 from videoclip.pretrained import find_folder, load_weights, read_config
+from videoclip.storage import local_copy
 from videoclip.two_towers import LearnsTemperature
 
 Sides = Literal["both", "text"]
@@ -219,7 +220,7 @@ def frozen_towers(shards_folder: Path) -> Recipe:
 
     Raises InputError if the encoder that made the shards is not there, or has no text side.
     """
-    folder = Path(shards_folder)
+    folder = local_copy(Path(shards_folder))
     encoder = image_encoder(load_video_encoder(folder), folder)
     check_encoder(Manifest.read(folder), encoder.fingerprint(), "the encoder in the folder", folder)
     return around(encoder, Options(layers=0, max_seconds=FROZEN_SECONDS, max_words=0))

@@ -19,6 +19,7 @@ from videoclip.retrieval.index import unit
 
 if TYPE_CHECKING:
     from videoclip.data.clips import ClipBatch
+    from videoclip.packed import Packed
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,19 @@ def pair_labels(
     same = video
     if duplicates is not None and config.duplicate_similarity is not None:
         same = torch.from_numpy(duplicates)[video]
-    if config.same_text:
-        digests = [hashlib.blake2b(ids.numpy().tobytes(), digest_size=8).digest() for ids in batch.word_ids.split()]
-        text = torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
-    else:
-        text = rank_offset + torch.arange(len(batch))
+    text = digests_of_texts(batch.word_ids) if config.same_text else rank_offset + torch.arange(len(batch))
     return torch.stack([video, same, text], 1)
+
+
+def text_labels(video: Tensor, words: Packed) -> Tensor:
+    """`pair_labels` of clips of `video`, int64 [P], and their words: those with the same words are no negatives."""
+    return torch.stack([video, video, digests_of_texts(words)], 1)
+
+
+def digests_of_texts(words: Packed) -> Tensor:
+    """int64 [P]: what stands for each text; equal for equal word ids."""
+    digests = [hashlib.blake2b(ids.numpy().tobytes(), digest_size=8).digest() for ids in words.split()]
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
 def false_negatives(own: Tensor, everyone: Tensor, rank_offset: int) -> Tensor:

@@ -23,6 +23,7 @@ from videoclip.evaluation.localization import (
 from videoclip.retrieval.index import unit
 from videoclip.search.answers import Answer
 from videoclip.search.fusion import Fused, FusionConfig, fuse
+from videoclip.search.request import Filter, Request
 from videoclip.search.store import Line, Store, Video
 from videoclip.search.vectors import Vectors, WindowConfig
 from videoclip.search.windows import WindowIndex
@@ -31,46 +32,8 @@ from videoclip.search.words import WordSearch
 if TYPE_CHECKING:
     from videoclip.embedding import TwoTowers
 
-BY = ("both", "picture", "words")
-MAX_QUERY = 10_000  # characters
-MAX_COUNT = 200
 PER_CHANNEL = 100  # windows a channel hands to fusion, or more for many answers
 AROUND = 90  # seconds to either side of a window in which the ends of its moment are looked for
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which videos may answer: those below `folder`, and not shorter or longer than so many seconds."""
-
-    folder: str = ""
-    shortest: float = 0.0
-    longest: float = float("inf")
-
-    def passes(self, video: Video) -> bool:
-        """Whether a video may answer."""
-        inside = not self.folder or (video.folder + "/").startswith(self.folder.rstrip("/") + "/")
-        return inside and self.shortest <= video.duration <= self.longest
-
-
-@dataclass(frozen=True)
-class Request:
-    """One search. `by`: both, picture or words; `one_a_video`: each video once, by its best moment."""
-
-    query: str
-    by: str = "both"
-    count: int = 10
-    where: Filter = Filter()
-    one_a_video: bool = False
-
-    def __post_init__(self) -> None:
-        if self.by not in BY:
-            raise InputError(f"search by {', '.join(BY)}, not by {self.by!r}")
-        if not self.query.strip():
-            raise InputError("the query is empty; say what to look for")
-        if len(self.query) > MAX_QUERY:
-            raise InputError(f"the query has {len(self.query)} characters; {MAX_QUERY} are the most")
-        if not 1 <= self.count <= MAX_COUNT:
-            raise InputError(f"ask for 1 to {MAX_COUNT} answers, not {self.count}")
 
 
 @dataclass(frozen=True)
@@ -81,8 +44,14 @@ class Generation:
     vectors: Vectors
     index: WindowIndex
     by_number: dict[int, int]
-    has_words: bool
+    spoken: np.ndarray
+    """bool, by place of a video: whether anything is said in it."""
     fusion: FusionConfig
+
+    @property
+    def has_words(self) -> bool:
+        """Whether anything is said in the archive."""
+        return bool(self.spoken.any())
 
 
 class Archive:
@@ -113,9 +82,27 @@ class Archive:
         """Answer several requests at once, best answers first. `texts`: the queries' vectors, if they are known."""
         if texts is None:
             texts = self.embed([request.query for request in requests])
+        return [self.answer(r, text, ranked) for r, text, ranked in zip(requests, texts, self.rank(requests, texts))]
+
+    def rank(self, requests: Sequence[Request], texts: np.ndarray) -> list[dict[str, Sequence[int]]]:
+        """Windows by channel, best first, for each request; `texts`: the queries' vectors [Q, H]."""
         now = self.current()
-        ranked = self._ranked_by_picture(now, requests, texts)
-        return [self._answer(now, r, text, picture) for r, text, picture in zip(requests, texts, ranked)]
+        pictures = self._ranked_by_picture(now, requests, texts)
+        ranked: list[dict[str, Sequence[int]]] = []
+        for request, picture in zip(requests, pictures):
+            ranked.append({"picture": picture} if request.by != "words" else {})
+            if request.by != "picture" and (now.has_words or request.by == "words"):
+                ranked[-1]["words"] = self._ranked_by_words(now, request)
+        return ranked
+
+    def answer(self, request: Request, text: np.ndarray, ranked: dict[str, Sequence[int]]) -> list[Answer]:
+        """The moments of a request whose windows were ranked, both channels fused."""
+        now = self.current()
+        config = now.fusion if request.by == "both" else FusionConfig(1, 1, now.fusion.k)
+        numbers = np.array(ranked.get("picture", ()), np.int64)
+        places, _ = now.vectors.places(numbers)
+        silent = numbers[(places >= 0) & ~now.spoken[places]]
+        return self._moments(now, request, text, fuse(ranked, config, set(silent.tolist())))
 
     def embed(self, queries: Sequence[str]) -> np.ndarray:
         """Unit vectors of queries, float32 [Q, H]."""
@@ -216,7 +203,7 @@ class Archive:
             vectors,
             index,
             {video.number: place for place, video in enumerate(vectors.videos)},
-            store.some_lines(1) != [],
+            np.isin([video.number for video in vectors.videos], list(store.spoken())),
             FusionConfig(**store.get("fusion", {})),
         )
 
@@ -257,13 +244,6 @@ class Archive:
     def _allowed(self, now: Generation, where: Filter) -> np.ndarray:
         return now.vectors.numbers_of(i for i, video in enumerate(now.vectors.videos) if where.passes(video))
 
-    def _answer(self, now: Generation, request: Request, text: np.ndarray, picture: list[int]) -> list[Answer]:
-        ranked: dict[str, Sequence[int]] = {"picture": picture} if request.by != "words" else {}
-        if request.by != "picture" and (now.has_words or request.by == "words"):
-            ranked["words"] = self._ranked_by_words(now, request)
-        config = now.fusion if request.by == "both" else FusionConfig(1, 1, now.fusion.k)
-        return self._moments(now, request, text, fuse(ranked, config))
-
     def _ranked_by_words(self, now: Generation, request: Request) -> list[int]:
         wanted = max(PER_CHANNEL, 8 * request.count)
         filtered = request.where != Filter()
@@ -292,7 +272,8 @@ class Archive:
             before = taken.setdefault(place, [])
             if place < 0 or (request.one_a_video and before) or any(a < end and start < b for a, b in before):
                 continue
-            moment = self._refine(now, place, text, start, end) if refined else (float(start), float(end))
+            anchor = self._anchor(now, request, place, item, start, end)
+            moment = self._refine(now, place, text, *anchor) if refined else anchor
             if any(a < moment[1] and moment[0] < b for a, b in before):
                 continue  # refined, it is one that was found already
             before.append(moment)
@@ -302,10 +283,20 @@ class Archive:
                 break
         return answers
 
-    def _refine(self, now: Generation, place: int, text: np.ndarray, start: int, end: int) -> tuple[float, float]:
-        """Where the moment that a window lies in begins and ends: the localiser's best that overlaps it."""
-        low = max(0, start - AROUND)
-        curve = self._curve(now, place, text)[low : end + AROUND]
+    def _anchor(
+        self, now: Generation, request: Request, place: int, item: Fused, start: int, end: int
+    ) -> tuple[float, float]:
+        """What a moment has to overlap: its window, or of one that was only heard the line that says most of it."""
+        if "picture" in item.ranks:
+            return float(start), float(end)
+        number = now.vectors.videos[place].number
+        line = self._words().best_line(self._store().lines(number, start, end), request.query, start, end)
+        return (line.start, line.end) if line else (float(start), float(end))
+
+    def _refine(self, now: Generation, place: int, text: np.ndarray, start: float, end: float) -> tuple[float, float]:
+        """Begin and end of the moment that lies around [start, end): the localiser's best that overlaps it."""
+        low = max(0, int(start) - AROUND)
+        curve = self._curve(now, place, text)[low : int(end) + AROUND]
         config = LocalizationConfig()
         windows = _candidates(len(curve))
         windows = windows[(windows[:, 0] + low < end) & (windows[:, 1] + low > start)]
@@ -341,7 +332,7 @@ class Archive:
         line = None
         if now.has_words:
             span = (min(moment[0], window[0]), max(moment[1], window[1]))
-            line = self._words().best_line(self._store().lines(video.number), request.query, *span)
+            line = self._words().best_line(self._store().lines(video.number, *span), request.query, *span)
         score = float(now.vectors.windows(np.array([item.window]))[0] @ text)
         return Answer(
             video.number,

@@ -12,8 +12,10 @@ from videoclip.data.qvhighlights import read_qvhighlights
 from videoclip.data.youcook2 import read_youcook2
 from videoclip.errors import InputError
 from videoclip.evaluation.moments import overlap
-from videoclip.search.archive import Archive, Request
+from videoclip.search.answers import Answer
+from videoclip.search.archive import Archive
 from videoclip.search.fusion import Fit, FusionConfig, fit
+from videoclip.search.request import Request
 
 RIGHT = 0.5  # intersection over union with a true window
 LOOKED_AT = 5  # answers
@@ -51,7 +53,10 @@ def read_described(path: Path) -> list[Described]:
 def score_answers(archive: Archive, described: Sequence[Described], by: str = "both") -> dict[str, float]:
     """R@1 and R@5 in percent: a true window among the first answers of the whole archive, IoU at least 0.5."""
     requests = [Request(item.query, by, LOOKED_AT) for item in described]
-    answers = archive.search(requests, archive.embed([item.query for item in described]))
+    return _score(described, archive.search(requests, archive.embed([item.query for item in described])))
+
+
+def _score(described: Sequence[Described], answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
     firsts = []
     for item, found in zip(described, answers):
         right = [
@@ -76,10 +81,14 @@ def fit_fusion(archive: Archive, described: Sequence[Described]) -> Fit:
     if not archive.has_words:
         raise InputError(f"{archive.folder}: nothing is said in it, so that there is nothing to weigh")
 
+    requests = [Request(item.query, "both", LOOKED_AT) for item in inside]
+    texts = archive.embed([item.query for item in inside])
+    ranked = archive.rank(requests, texts)  # once: weights change how ranks are joined, not the ranks
+
     def score(config: FusionConfig) -> float:
         archive.weigh(config)
-        figures = score_answers(archive, inside)
-        return float(np.mean(list(figures.values())))
+        answers = [archive.answer(*each) for each in zip(requests, texts, ranked)]
+        return float(np.mean(list(_score(inside, answers).values())))
 
     before = archive.fusion
     try:

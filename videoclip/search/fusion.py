@@ -2,15 +2,22 @@
 
 Cosines and bm25 have no common scale, and adding them, however normalised, loses against the better one alone. Ranks
 have: a window's score is the sum, over the channels that found it, of weight / (K + rank).
+
+A video in which nothing is said cannot be found by words, which says nothing against it. Left at that, its windows
+would stand behind all that both channels found; given their rank in the picture for the words, too, they would stand
+before windows whose words fit less well. They get a rank for the words that lies between: SILENT times theirs in the
+picture, if so many windows say anything of the query. `benchmarks/search_channels.py` has rows for such videos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 K = 60.0  # as published (Cormack et al., 2009): the first ranks count nearly alike; with 10 they count for more
 CHANNELS = ("picture", "words")
+SILENT = 3
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,7 @@ class FusionConfig:
     k: float = 10.0
 
 
-@dataclass(frozen=True)
-class Fused:
+class Fused(NamedTuple):
     """One window: its fused score, and its rank in each channel that found it (the first is 1)."""
 
     window: int
@@ -31,8 +37,13 @@ class Fused:
     ranks: dict[str, int]
 
 
-def fuse(ranked: dict[str, Sequence[int]], config: FusionConfig = FusionConfig()) -> list[Fused]:
-    """Windows of `ranked` lists, by channel, best first. A channel with weight 0 adds nothing."""
+def fuse(
+    ranked: dict[str, Sequence[int]], config: FusionConfig = FusionConfig(), silent: Collection[int] = ()
+) -> list[Fused]:
+    """Windows of `ranked` lists, by channel, best first. A channel with weight 0 adds nothing.
+
+    `silent`: windows of videos in which nothing is said at all.
+    """
     weights = {"picture": config.picture, "words": config.words}
     scores: dict[int, float] = {}
     ranks: dict[int, dict[str, int]] = {}
@@ -40,6 +51,10 @@ def fuse(ranked: dict[str, Sequence[int]], config: FusionConfig = FusionConfig()
         for rank, window in enumerate(windows, 1):
             scores[window] = scores.get(window, 0.0) + weights[channel] / (config.k + rank)
             ranks.setdefault(window, {})[channel] = rank
+    if "words" in ranked:
+        for rank, window in enumerate(ranked.get("picture", ()), 1):
+            if window in silent and SILENT * rank <= len(ranked["words"]):
+                scores[window] += config.words / (config.k + SILENT * rank)
     order = sorted((window for window in scores if scores[window] > 0), key=lambda w: (-scores[w], w))
     return [Fused(window, scores[window], ranks[window]) for window in order]
 

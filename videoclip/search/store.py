@@ -156,12 +156,20 @@ class Store:
         rows = self.connection.execute(f"SELECT {VIDEO_COLUMNS} FROM videos ORDER BY number")
         return [Video(*row) for row in rows]
 
-    def lines(self, number: int) -> list[Line]:
-        """What is said in a video, from its beginning to its end."""
+    def lines(self, number: int, start: float = 0.0, end: float = 1e9) -> list[Line]:
+        """What is said in a video from `start` to `end`, in its order."""
         rows = self.connection.execute(
-            "SELECT start, stop, text FROM lines WHERE video = ? ORDER BY start, rowid", (number,)
+            "SELECT start, stop, text FROM lines WHERE video = ? AND start < ? AND stop > ? ORDER BY start, rowid",
+            (number, end, start),
         )
         return [Line(*row) for row in rows]
+
+    def spoken(self) -> set[int]:
+        """Numbers of the videos in which anything is said."""
+        rows = self.connection.execute(
+            "SELECT number FROM videos WHERE EXISTS (SELECT 1 FROM lines WHERE lines.video = videos.number)"
+        )
+        return {int(row[0]) for row in rows}
 
     def line_count(self) -> int:
         """How many lines there are in all."""

@@ -71,6 +71,7 @@ class WordSearch:
         self._stems.execute(f"CREATE VIRTUAL TABLE t USING fts5(text, tokenize='{TOKENIZER}')")
         self._stems.execute("CREATE VIRTUAL TABLE v USING fts5vocab(t, instance)")
         self._stems_of_word = lru_cache(STEMS_KEPT)(self._stem)
+        self._stems_of_query = lru_cache(64)(self._wanted)
 
     def search(self, query: str, count: int) -> list[tuple[int, float]]:
         """(window, bm25, higher is better) of the `count` windows that say most of the query, best first."""
@@ -123,12 +124,16 @@ class WordSearch:
         return min(counts, default=0)
 
     def best_line(self, lines: list[Line], query: str, start: float, end: float) -> Line | None:
-        """Of the lines said from `start` to `end` the one with most words of the query; the longest among equals."""
-        inside = [line for line in lines if line.start < end and start < line.end]
-        if not inside:
-            return None
-        wanted = {stem for term in parse_query(query) for stem in self.stems(term.text)}
-        return max(inside, key=lambda line: (len(wanted & set(self.stems(line.text))), min(line.end, end) - line.start))
+        """Of lines said from `start` to `end` the one with most words of the query; of equals the longest there."""
+        wanted = self._stems_of_query(query)
+
+        def fit(line: Line) -> tuple[int, float]:
+            return len(wanted.intersection(self.stems(line.text))), min(line.end, end) - max(line.start, start)
+
+        return max(lines, key=fit, default=None)
+
+    def _wanted(self, query: str) -> frozenset[str]:
+        return frozenset(stem for term in parse_query(query) for stem in self.stems(term.text))
 
 
 def count_frequent(connection: sqlite3.Connection) -> None:

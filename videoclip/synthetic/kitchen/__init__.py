@@ -17,7 +17,7 @@ Files written, below one folder:
 """
 
 from videoclip.synthetic.kitchen.annotations import caption, write_annotations
-from videoclip.synthetic.kitchen.narration import Phrase, narrate, narrate_phrases
+from videoclip.synthetic.kitchen.narration import Phrase, narrate, narrate_phrases, steps_of_captions
 from videoclip.synthetic.kitchen.pictures import draw_seconds, render_video
 from videoclip.synthetic.kitchen.plan import KitchenConfig, KitchenVideo, Step, plan_kitchen
 
@@ -32,5 +32,6 @@ __all__ = [
     "narrate_phrases",
     "plan_kitchen",
     "render_video",
+    "steps_of_captions",
     "write_annotations",
 ]

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from videoclip.data.captions import Captions
 from videoclip.synthetic.kitchen.plan import KitchenConfig, KitchenVideo, Step
 from videoclip.synthetic.kitchen.vocabulary import ACTIONS, FILLER, INGREDIENTS, PLACES, SPOKEN, UNRELATED, VESSELS
+
+LINE_SECONDS = 5.0  # most between the starts of two phrases of one line
 
 
 class Phrase(NamedTuple):
@@ -38,6 +41,20 @@ def narrate(video: KitchenVideo, config: KitchenConfig) -> dict[str, list[Any]]:
 def narrate_phrases(video: KitchenVideo, config: KitchenConfig) -> list[Phrase]:
     """What `narrate` writes down, phrase by phrase, in order, with the truth about each."""
     return _phrases(video, config, np.random.default_rng([video.seed, 1]))
+
+
+def steps_of_captions(video: KitchenVideo, config: KitchenConfig, captions: Captions) -> list[set[int | None]]:
+    """Which steps each of a video's captions is about, as they stand in shards: rolling repeats undone, lines merged.
+
+    None stands for talk about nothing that is shown. A caption holds a phrase if it has its words in a row and is
+    spoken about then; a merged line may hold phrases about several steps, and a cut one none.
+    """
+    phrases = narrate_phrases(video, config)
+    about: list[set[int | None]] = []
+    for start, end, text in zip(captions.start, captions.end, captions.text):
+        near = [p for p in phrases if start - LINE_SECONDS <= p.time <= end + 0.1]
+        about.append({phrase.step for phrase in near if f" {phrase.text} " in f" {text} "})
+    return about
 
 
 def _phrases(video: KitchenVideo, config: KitchenConfig, generator: np.random.Generator) -> list[Phrase]:
