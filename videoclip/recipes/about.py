@@ -50,4 +50,9 @@ ABOUT: dict[str, About] = {
         "shards of a two-tower model of pictures",
         "no published system is exactly this",
     ),
+    "alignment": About(
+        "after TAN, temporal alignment (Han, Xie, Zisserman, CVPR 2022)",
+        "shards of tokens with captions, whose times may be off",
+        "towers are VideoCLIP's; labels of co-training come from the model as it is, not from its running average",
+    ),
 }
