@@ -127,7 +127,11 @@ def test_texts_get_transformers_own_embeddings_whatever_their_neighbours(tmp_pat
             ids = F.pad(ids, (0, 12 - ids.shape[1]), value=1)
         expected = pooled(theirs.get_text_features(input_ids=ids))  # type: ignore[operator]
         torch.testing.assert_close(embeddings[place], expected[0], atol=1e-5, rtol=1e-4)
-        assert len(states.split()[place]) == plain.shape[1]
+        assert states.split()[place].shape == (plain.shape[1], 32)
+    known = words.word_ids(["chop"])[0][0]  # a word's state begins with what it is looked up as
+    table = theirs.text_model.embeddings.token_embedding.weight[known]  # type: ignore[union-attr, index, operator]
+    word = states.split()[0][0 if tower.without_start else 1]
+    torch.testing.assert_close(word[:16], F.layer_norm(table, (16,)), atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="at most"):
         tower.encode(words.clip_ids(["chop " * 20], 20))
 
@@ -226,6 +230,23 @@ def test_additions_learn_a_penalty_holds_them_and_the_towers_stay(shards: Shards
     model.save_pretrained(tmp_path / "model")
     again = from_pretrained(tmp_path / "model")
     np.testing.assert_array_equal(embed_texts(again, WORDS), embed_texts(model.eval(), WORDS))
+
+
+def test_with_additions_to_texts_alone_videos_stay_where_they_are(shards: Shards, tmp_path: Path) -> None:
+    """An index of the frozen model's videos is one of this model's, too."""
+    sampler, words = batch_of(shards, tmp_path)
+    options = towers.Options(
+        encoder=str(shards.folder), hidden_width=16, layers=1, heads=2, sides="text", max_seconds=4, max_words=8
+    )
+    model = towers.build(options, shards.manifest, words).train()
+    batch = sampler.batch(np.arange(6), np.random.default_rng(0))
+    before = model.embed_video(batch.video_tokens), model.embed_text(batch.word_ids)
+    optimizer = make_optimizer(model, OptimizerConfig())
+    for _ in range(3):
+        step(model, optimizer, batch, 3e-3, 2.0)
+    assert torch.equal(model.embed_video(batch.video_tokens), before[0])
+    assert not torch.allclose(model.embed_text(batch.word_ids), before[1], atol=1e-3)
+    assert not hasattr(model, "video_addition") and "on the text side" in model.config.describe()["Additions"]
 
 
 def test_a_folder_of_shards_is_evaluated_with_no_training(shards: Shards) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from videoclip.data.words import TOKENIZER_FILE, WordTokenizer
 from videoclip.errors import InputError
@@ -66,7 +67,9 @@ class TextTower:
         self.without_start = _has_no_start(words)
         self.positions = int(text.max_position_embeddings)
         self.pad_id = int(text.pad_token_id) if getattr(text, "pad_token_id", None) is not None else 0
-        self.width = int(text.hidden_size)
+        self.table = _word_table(network)
+        self.width = self.table.embedding_dim + int(text.hidden_size)
+        """Of a word's state."""
 
     @property
     def max_words(self) -> int:
@@ -75,8 +78,11 @@ class TextTower:
 
     @torch.no_grad()
     def encode(self, word_ids: Packed) -> tuple[Tensor, Packed]:
-        """Rows int [N] of B texts -> embeddings float32 [B, D], as the model has them (not of unit length), and the
-        last layer's states of the words, rows float32 [M, W]; M is N, less the start words of models without.
+        """Rows int [N] of B texts -> embeddings float32 [B, D], as the model has them (not of unit length), and states
+        of the words, rows float32 [M, width]; M is N, less the start words of models without.
+
+        A word's state is what it is looked up as, and its state behind the last layer, each with mean 0 and variance 1.
+        The last alone would not do: a model that is read at the end word leaves in the others what it pleases.
 
         Raises InputError for a text longer than the model's positions, or unknown words.
         """
@@ -105,9 +111,12 @@ class TextTower:
         else:
             options["attention_mask"] = torch.ones_like(ids)
         output = self.network.get_text_features(input_ids=ids, **options)
-        if not isinstance(output, Tensor):
-            return output.pooler_output, output.last_hidden_state
-        return output, self.network.text_model(input_ids=ids, **options).last_hidden_state
+        if isinstance(output, Tensor):
+            embedded, last = output, self.network.text_model(input_ids=ids, **options).last_hidden_state
+        else:
+            embedded, last = output.pooler_output, output.last_hidden_state
+        parts = [F.layer_norm(part, part.shape[-1:]) for part in (self.table(ids), last)]
+        return embedded, torch.cat(parts, -1)
 
     def _check(self, word_ids: Packed) -> None:
         longest, ids = int(word_ids.lengths.max()), word_ids.rows
@@ -115,6 +124,15 @@ class TextTower:
             raise InputError(f"a text must be a start word, at most {self.max_words} words, an end word")
         if int(ids.min()) < 0 or int(ids.max()) >= self.network.config.text_config.vocab_size:
             raise InputError(f"word id {int(ids.max())} is unknown to the text side; another tokenizer cut the text")
+
+
+def _word_table(network: Any) -> nn.Embedding:
+    """What a text side looks words up in. Raises InputError if it has no such table."""
+    rows = network.config.text_config.vocab_size
+    for module in network.text_model.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == rows:
+            return module
+    raise InputError(f"a text side of the kind {network.config.model_type} has no table of its {rows} words")
 
 
 def _has_no_start(words: WordTokenizer) -> bool:

@@ -51,8 +51,8 @@ ABOUT: dict[str, About] = {
         "no published system is exactly this",
     ),
     "alignment": About(
-        "after TAN, temporal alignment (Han, Xie, Zisserman, CVPR 2022)",
-        "shards of tokens with captions, whose times may be off",
+        "TAN, the temporal alignment network (Han, Xie, Zisserman, CVPR 2022)",
+        "shards of tokens with captions, times as they were spoken",
         "towers are VideoCLIP's; labels of co-training come from the model as it is, not from its running average",
     ),
 }

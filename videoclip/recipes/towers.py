@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from videoclip.pretrained import find_folder, load_weights, read_config
 from videoclip.storage import local_copy
 from videoclip.two_towers import LearnsTemperature
 
+Sides = Literal["both", "text"]
 FROZEN_SECONDS = 512  # longest clip of a model without trained positions
 
 
@@ -47,6 +48,8 @@ class Options:
     """Of the small transformers."""
     layers: int = 2
     heads: int = 4
+    sides: Sides = "both"
+    """`text`: nothing is added to the frozen embeddings of videos, which then need no index anew."""
     penalty: float = 0.0
     """Times the mean squared distance of embeddings from the frozen model's, added to the loss."""
     temperature: float = 0.05
@@ -71,6 +74,7 @@ class Config:
     layers: int = 2
     """0: no additions at all; the model is the frozen one."""
     heads: int = 4
+    sides: Sides = "both"
     penalty: float = 0.0
     temperature: float = 0.05
     max_seconds: int = 32
@@ -81,7 +85,8 @@ class Config:
 
     def describe(self) -> dict[str, str]:
         """What a model's card says of it."""
-        added = f"{self.layers} layers, {self.hidden_width} wide, on each side" if self.layers else "none"
+        where = "on each side" if self.sides == "both" else "on the text side"
+        added = f"{self.layers} layers, {self.hidden_width} wide, {where}" if self.layers else "none"
         return {"Towers": f"frozen, {self.width} wide", "Additions": added}
 
 
@@ -119,8 +124,9 @@ class Recipe(LearnsTemperature, SavedTowers):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        if config.layers:
+        if config.layers and config.sides == "both":
             self.video_addition = Addition(config.video_dimension, config.width, config, config.max_seconds)
+        if config.layers:
             self.text_addition = Addition(config.word_width, config.width, config, config.max_words + 2)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
         self._text_tower: TextTower | None = None
@@ -176,7 +182,8 @@ class Recipe(LearnsTemperature, SavedTowers):
             raise InputError(f"a video clip must have 1 to {config.max_seconds} tokens")
         tokens = tokens.to(self.log_temperature.device, torch.float32)
         frozen = torch.stack([rows[:, : config.width].mean(0) for rows in tokens.split()])
-        return self._with(frozen, self.video_addition(tokens) if config.layers else None)
+        added = self.video_addition(tokens) if config.layers and config.sides == "both" else None
+        return self._with(frozen, added)
 
     def _text(self, word_ids: Packed) -> tuple[Tensor, Tensor]:
         frozen, states = self.text_tower().encode(word_ids)
@@ -229,6 +236,7 @@ def around(encoder: ImageEncoder, options: Options) -> Recipe:
         hidden_width=options.hidden_width,
         layers=options.layers,
         heads=options.heads,
+        sides=options.sides,
         penalty=options.penalty,
         temperature=options.temperature,
         max_seconds=options.max_seconds,
