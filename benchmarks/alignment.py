@@ -322,7 +322,8 @@ def main() -> None:
                 first = False
             cells = [f"{value:.0f}" if name == "lines" else f"{value:.1f}" for name, value in figures.items()]
             print(f"| {corpus.name} | {kind}, {by} | {' | '.join(cells)} |", flush=True)
-            write_json(folder / f"{kind}-{by}.json", {name: round(value, 2) for name, value in figures.items()})
+            known = {name: round(value, 2) for name, value in figures.items() if not np.isnan(value)}
+            write_json(folder / f"{kind}-{by}.json", known)
         if options.worth:
             print(
                 f"{corpus.name}, R@1 by captions: {worth(corpus, models['alignment'], folder, options.steps, number)}"

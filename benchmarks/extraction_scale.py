@@ -27,67 +27,65 @@ DIMENSION = 16
 
 
 class WaitingWorker(ExtractionWorker):
-    """Its videos are locations that say how many seconds to wait; a token for each second and one more."""
+    """Its videos are locations that say how many seconds to wait, and in stretches of how many; a token a second."""
 
     def ready(self) -> str:
         """Nothing has to be loaded."""
         return "nothing"
 
     def _tokens(self, work: Work) -> tuple[Outcome, np.ndarray | None]:
-        seconds = float(work.video.location)
-        if work.stretch is None and work.cut and seconds >= 2 * STRETCH:
-            from videoclip.encoders.stretches import cut
+        seconds, _, stretch = work.video.location.partition(" in ")
+        length, first, last, seam = float(seconds), 0.0, float(seconds), None
+        if stretch:
+            from videoclip.encoders.stretches import Seam, cut
 
-            return Outcome(duration=seconds, stretches=tuple(cut(seconds, STRETCH))), None
-        from videoclip.encoders.stretches import Seam
-
-        first = 0.0 if work.stretch is None else work.stretch.first
-        last = seconds if work.stretch is None or work.stretch.last is None else work.stretch.last
+            if work.stretch is None:
+                return Outcome(duration=length, stretches=tuple(cut(length, int(stretch)))), None
+            first, last = work.stretch.first, work.stretch.last or length
+            seam = Seam(b"%d" % first if first else b"", b"%d" % last)
         time.sleep(last - first)
         tokens = np.zeros((max(1, int(last - first)), DIMENSION), np.float16)
-        return Outcome(len(tokens), seconds, seam=Seam(b"%d" % first if first else b"", b"%d" % last)), tokens
+        return Outcome(len(tokens), length, seam=seam), tokens
 
 
-STRETCH = 10**9
-
-
-def waiting_list(folder: Path, waits: list[float]) -> Any:
-    """A stored list of videos that take so long."""
-    from videoclip.data.stored_list import VideoList
-    from videoclip.data.video_lists import ListedVideo
-
-    folder.mkdir(parents=True, exist_ok=True)
-    return VideoList.write(folder, (ListedVideo(f"v{n:07d}", str(wait)) for n, wait in enumerate(waits)), print)
-
-
-def run_waiting(folder: Path, videos: Any, workers: int, on_ready: bool = True) -> float:
-    """Extract the list with so many actors of one logical GPU; returns the seconds after all of them were ready."""
-    import ray
+def run_waiting(folder: Path, waits: list[str], pool: Any) -> float:
+    """Extract videos that take so long; returns seconds."""
     from tqdm import tqdm
 
     from pipelines.caption_source import CaptionSource
     from pipelines.extract import ExtractConfig, _missing
     from pipelines.extraction import Extraction
-    from pipelines.extraction_pool import Pool
     from pipelines.runs import Quarantine
     from videoclip.data.shards import Manifest
+    from videoclip.data.stored_list import VideoList
+    from videoclip.data.video_lists import ListedVideo
 
     folder.mkdir(parents=True)
     manifest = Manifest("waiting", "0" * 64, DIMENSION)
     manifest.write(folder)
+    videos = VideoList.write(folder, (ListedVideo(f"v{n:07d}", wait) for n, wait in enumerate(waits)), print)
     config = ExtractConfig(Path("made"), folder, videos_per_part=16)
     parts = _missing(config, manifest, videos, np.zeros(0, np.uint64))
     captions = CaptionSource(None, False, 0, Quarantine(folder), videos)
-    actor: Any = ray.remote(**actor_options(1, 1, 1))(WaitingWorker)
-    pool = Pool(lambda: actor.remote(WorkerOptions(folder, expects_gpu=True)), lambda: workers, 1)
-    while on_ready and len(pool.devices) < workers:
-        pool.next()
     run = Extraction(folder, manifest, videos, parts, captions, tqdm(disable=True))
     start = time.perf_counter()
     run.run(pool)
     seconds = time.perf_counter() - start
-    pool.close()
+    assert sum(part.videos for part in Manifest.read(folder).parts) == len(waits)
     return seconds
+
+
+def started_pool(workers: int, folder: Path) -> Any:
+    """A pool of so many actors of one logical GPU, all of them ready."""
+    import ray
+
+    from pipelines.extraction_pool import Pool
+
+    actor: Any = ray.remote(**actor_options(1, 1, 1))(WaitingWorker)
+    pool = Pool(lambda: actor.remote(WorkerOptions(folder, expects_gpu=True)), lambda: workers, 1)
+    while len(pool.devices) < workers:
+        pool.next()
+    return pool
 
 
 def scale(options: argparse.Namespace) -> None:
@@ -95,47 +93,43 @@ def scale(options: argparse.Namespace) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    global STRETCH
     nodes, wait, each, actors = options.nodes, options.wait, options.videos, options.actors
-    memory = 80 * 2**20
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False},
-    )
-    for _ in range(nodes):
-        cluster.add_node(num_cpus=actors // nodes, num_gpus=actors // nodes, object_store_memory=memory)
+    of_node = {"num_cpus": actors // nodes, "num_gpus": actors // nodes, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**of_node, "include_dashboard": False})
+    for _ in range(nodes - 1):
+        cluster.add_node(**of_node)
     environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}}
     ray.init(address=cluster.address, runtime_env=environment, log_to_driver=False)
-    # The class is this script's, which a worker does not import as its main module.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
             print(f"{'':44s}{'videos':>8s}{'seconds':>9s}{'ideal':>8s}{'lost':>7s}")
-            one = run_waiting(folder / "one", waiting_list(folder / "a", [wait] * each), 1)
+            pool = started_pool(1, folder)
+            one = run_waiting(folder / "one", [str(wait)] * each, pool)
+            pool.close()
             row("1 actor", each, one, wait * each)
-            many = run_waiting(folder / "many", waiting_list(folder / "b", [wait] * each * actors), actors)
-            row(f"{actors} actors on {nodes} nodes", each * actors, many, wait * each)
+            pool = started_pool(actors, folder)
+            waits = [str(wait)] * each * actors
+            many = run_waiting(folder / "many", waits, pool)
+            row(f"{actors} actors on {nodes} nodes", len(waits), many, wait * each)
             print(f"{actors} actors do {actors * one / many:.1f} times the work of one")
-            for what, place, stretch in (
-                ("one of ten times the length, in the middle", each * actors // 2, 10**9),
-                ("the same as the last, uncut", each * actors, 10**9),
-                ("the same as the last, in stretches", each * actors, max(1, int(wait))),
+            ideal = (wait * len(waits) + 10 * wait) / actors
+            for what, place, location in (
+                ("one of ten times the length, in the middle", len(waits) // 2, str(10 * wait)),
+                ("the same as the last, in stretches", len(waits), f"{10 * wait} in {max(1, int(wait))}"),
+                ("the same as the last, uncut", len(waits), str(10 * wait)),
             ):
-                STRETCH = stretch
-                waits = [wait] * each * actors
-                waits.insert(place, 10 * wait)
-                target = folder / f"{place}-{stretch}"
-                taken = run_waiting(target, waiting_list(folder / "c", waits), actors)
-                row(what, len(waits), taken, max(sum(waits) / actors, 0 if stretch < 10**9 else 10 * wait), many)
+                taken = run_waiting(folder / what, [*waits[:place], location, *waits[place:]], pool)
+                row(what, len(waits) + 1, taken, ideal)
+            pool.close()
         finally:
             ray.shutdown()
             cluster.shutdown()
 
 
-def row(what: str, videos: int, seconds: float, ideal: float, without: float | None = None) -> None:
-    """Print one row; `lost` against the ideal, or, with a straggler, against the same run without it."""
-    lost = seconds / ideal - 1 if without is None else seconds / without - 1
-    print(f"{what:44s}{videos:8d}{seconds:9.1f}{ideal:8.1f}{100 * lost:6.1f}%", flush=True)
+def row(what: str, videos: int, seconds: float, ideal: float) -> None:
+    """Print one row; `ideal` is all waiting, shared out evenly."""
+    print(f"{what:44s}{videos:8d}{seconds:9.1f}{ideal:8.1f}{100 * (seconds / ideal - 1):6.1f}%", flush=True)
 
 
 def peak_memory() -> float:
@@ -256,8 +250,8 @@ def main() -> None:
     of_scale = kinds.add_parser("scale")
     of_scale.add_argument("--nodes", type=int, default=4)
     of_scale.add_argument("--actors", type=int, default=16)
-    of_scale.add_argument("--videos", type=int, default=10, help="for each actor")
-    of_scale.add_argument("--wait", type=float, default=3.0, help="seconds a video")
+    of_scale.add_argument("--videos", type=int, default=24, help="for each actor")
+    of_scale.add_argument("--wait", type=float, default=2.5, help="seconds a video")
     of_scale.set_defaults(run=scale)
     for kind, function, count in (
         ("list", list_start, 1_200_000),

@@ -4,12 +4,16 @@
 strangers make them. Each is decoded as extraction decodes it, in a process that may die of it. Every file must end in
 seconds of frames or in one line that says why not; everything else is counted as a fault, its file kept with `--keep`,
 and the exit code is 1. Linux only, for the memory.
+
+`stages`: extract, pretrain, index and cluster, each killed, stopped, starved of disk and storage, robbed of a node, its
+files damaged, at random times, and given again until it is done: see `faults_stages.py`. About a minute a run.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -247,6 +251,21 @@ def report(outcomes: list[tuple[Path, Outcome]]) -> int:
     return int(bool(faults))
 
 
+def stages(options: argparse.Namespace) -> int:
+    """The campaign; 1 if a run ended otherwise than the undisturbed one."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # where this is run as a file
+    from benchmarks import faults_stages
+
+    faults = options.faults or list(faults_stages.ALL)
+    if os.geteuid() and "disk full" in faults:
+        faults = [fault for fault in faults if fault != "disk full"]
+        print("a disk that fills up needs a small file system, and root to mount it: left out")
+    with tempfile.TemporaryDirectory() as name:
+        world = faults_stages.make_world(options.work or Path(name), options.videos, options.epochs)
+        outcomes = faults_stages.campaign(world, options.stages, faults, options.count, options.seed, options.minutes)
+    return int(not all(outcome.is_good for outcome in outcomes))
+
+
 def main() -> None:
     """Run one kind of fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -257,6 +276,16 @@ def main() -> None:
     of_files.add_argument("--seed", type=int, default=0)
     of_files.add_argument("--keep", type=Path, help="folder for the files that were faults")
     of_files.set_defaults(run=files)
+    of_stages = kinds.add_parser("stages", help="stages whose processes, disks and nodes fail")
+    of_stages.add_argument("--stages", nargs="+", default=["extract", "pretrain", "index", "cluster"])
+    of_stages.add_argument("--faults", nargs="+", help="names of faults; all in turn by default")
+    of_stages.add_argument("--count", type=int, default=20, help="runs of each stage")
+    of_stages.add_argument("--minutes", type=float, default=0, help="begin no run after so many; 0: no limit")
+    of_stages.add_argument("--videos", type=int, default=12)
+    of_stages.add_argument("--epochs", type=int, default=8)
+    of_stages.add_argument("--seed", type=int, default=0)
+    of_stages.add_argument("--work", type=Path, help="folder for all that is made, to be looked at afterwards")
+    of_stages.set_defaults(run=stages)
     options = parser.parse_args()
     sys.exit(options.run(options))
 

@@ -2,8 +2,10 @@
 
 One step: forward and backward of VideoCLIP over pairs with the published length distributions (3 to 32 seconds, 10 to
 66 words); no optimiser. FLOPs are those of its matrix products: 2 a weight and row, 4 a pair of rows and width in
-attention, and twice as many backward. The machine's speed is a product of the step's own commonest size. Everything is
-measured in turns, the best of several; on a CPU in seconds of its own time, so that other work there does not count.
+attention, and twice as many backward. The machine's speed is that of a layer's products alone, those of the backward
+pass too, on as many rows as the texts have; the quickest of them, the feed-forward layer's first, is told beside it.
+Everything is measured in turns, the best of several; on a CPU in seconds of its own time, so that other work there does
+not count, except for the caches that it takes.
 
 Padding is what the reference does: every clip to 32 tokens and every text to 66 words, with the padding taking part in
 every layer. Slices are what `Packed.by_run` would be without `split`: each costs a zero gradient of full size.
@@ -84,13 +86,23 @@ def layers_of(config: VideoCLIPConfig, side: str) -> int:
     return config.video_layers if (config.transformer, side) == ("separate", "video") else config.layers
 
 
-def matrix_speed(rows: int, config: VideoCLIPConfig, setting: Setting) -> float:
-    """FLOP/s of this machine in the product that a step has most of, the best of a few."""
+def matrix_speeds(rows: int, config: VideoCLIPConfig, setting: Setting) -> tuple[float, float]:
+    """FLOP/s of this machine in a layer's matrix products, forward and backward, and in the quickest of them."""
     dtype = torch.bfloat16 if setting.half else torch.float32
-    x = torch.randn(rows, config.width, device=setting.device, dtype=dtype)
-    weight = torch.randn(config.intermediate, config.width, device=setting.device, dtype=dtype)
-    seconds = min(setting.seconds(lambda: torch.nn.functional.linear(x, weight)) for _ in range(3))
-    return 2 * rows * config.width * config.intermediate / seconds
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=setting.device, dtype=dtype)
+
+    width, intermediate = config.width, config.intermediate
+    total, seconds, quickest = 0.0, 0.0, 0.0
+    for inputs, outputs, times in ((width, width, 4), (width, intermediate, 1), (intermediate, width, 1)):
+        x, weight, gradient = random(rows, inputs), random(outputs, inputs), random(rows, outputs)
+        products = (lambda: x @ weight.T), (lambda: gradient @ weight), (lambda: gradient.T @ x)  # noqa: B023
+        for product in products:
+            took = min(setting.seconds(product) for _ in range(3))
+            needed = 2 * rows * inputs * outputs
+            total, seconds, quickest = total + times * needed, seconds + times * took, max(quickest, needed / took)
+    return total / seconds, quickest
 
 
 @contextmanager
@@ -125,20 +137,25 @@ def measure(model: VideoCLIP, pairs: int, repeats: int, setting: Setting) -> Non
         for lengths in (words, torch.full_like(words, FULL[1]))
     )
     packed = padded = sliced = float("inf")
-    speed, needed = 0.0, flops(model, video, text)
+    speeds, needed, of_padded = (0.0, 0.0), flops(model, video, text), flops(model, padded_video, padded_text)
     for _ in range(repeats):
-        speed = max(speed, matrix_speed(int(words.sum()), model.config, setting))
         packed = min(packed, setting.seconds(lambda: step(model, video, text, setting)))
         padded = min(padded, setting.seconds(lambda: step(model, padded_video, padded_text, setting)))
-        speed = max(speed, matrix_speed(int(words.sum()), model.config, setting))
+        speeds = max(speeds, matrix_speeds(int(words.sum()), model.config, setting))
         if setting.device.type == "cpu":  # a GPU has one kernel for all lengths, and no runs
             with slices():
                 sliced = min(sliced, setting.seconds(lambda: step(model, video, text, setting)))
-    print(f"{pairs} pairs: packed {packed:.2f} s, padded {padded:.2f} s ({padded / packed:.2f} times)", end="")
-    print(f", packed with slices {sliced:.2f} s ({sliced / packed:.2f} times)" if sliced < float("inf") else "")
     print(
-        f"  {needed / 1e9:.0f} GFLOP: {needed / packed / 1e9:.1f} GFLOP/s, a matrix product here has {speed / 1e9:.1f}"
-        f" ({100 * needed / packed / speed:.0f}%): {packed * speed / needed:.2f} times what the FLOPs cost"
+        f"{pairs} pairs: packed {packed:.2f} s, padded {padded:.2f} s: {padded / packed:.2f} times,"
+        f" with {of_padded / needed:.2f} times the FLOPs",
+        end="",
+    )
+    print(f", packed with slices {sliced:.2f} s ({sliced / packed:.2f} times)" if sliced < float("inf") else "")
+    alone, quickest = speeds
+    print(
+        f"  {needed / 1e9:.0f} GFLOP: {needed / packed / 1e9:.1f} GFLOP/s, its matrix products alone {alone / 1e9:.1f}"
+        f" ({100 * needed / packed / alone:.0f}%): {packed * alone / needed:.2f} times what the FLOPs cost;"
+        f" {packed * quickest / needed:.2f} times at the quickest product's {quickest / 1e9:.1f}"
     )
 
 

@@ -22,6 +22,7 @@ from videoclip.errors import InputError
 from videoclip.evaluation.inputs import is_frozen, load_model_and_shards
 from videoclip.files import read_json, sha256, write_json
 from videoclip.pretrained import find_folder
+from videoclip.remote import is_remote, uri
 
 ENCODER_FILES = ("video_encoder.json", "video_encoder.safetensors")
 
@@ -55,6 +56,8 @@ def align(config: AlignConfig) -> Figures:
     Raises InputError if the shards hold no captions, are of another encoder than the model's, or the output holds
     something else.
     """
+    if is_remote(config.shards):
+        raise InputError(f"{uri(config.shards)}: align links the parts of its shards; copy them to a disk first")
     if config.output.resolve() == config.shards.resolve():
         raise InputError(f"{config.output}: these are the shards that are read; choose another --output")
     model, shards = load_model_and_shards(config.model, config.shards)

@@ -61,7 +61,7 @@ def extract_frames(config: FramesConfig) -> Manifest:
         raise InputError("--size must be 8 to 1024, --fps and --per-part at least 1, --quality 0 to 95")
     quarantine = Quarantine(config.output)
     todo = _files_and_captions(config, quarantine)
-    identity = {"size": config.size, "fps": config.fps, "quality": config.quality}
+    identity: dict[str, object] = {"size": config.size, "fps": config.fps, "quality": config.quality}
     identity["captions"] = sha256(config.captions) if config.captions else ""
     refuse_other_run(config.output, identity)
     if (config.output / MANIFEST).exists() and Manifest.read(config.output).complete:

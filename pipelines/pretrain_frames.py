@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from pipelines.figures import Figures
@@ -27,7 +26,7 @@ from videoclip.errors import InputError
 from videoclip.files import write_json
 from videoclip.parts.frame_pairs import FramePairs, mixed_steps
 from videoclip.pretrained import ModelCard, find_folder
-from videoclip.recipes import alpro, frozen_in_time, recipe_named
+from videoclip.recipes import frozen_in_time, recipe_named
 from videoclip.training import OptimizerConfig, learning_rate_at, make_optimizer, step
 
 RECIPES = ("frozen-in-time", "alpro")
@@ -95,7 +94,7 @@ def pretrain_frames(config: PretrainFramesConfig) -> Figures:
     sources = [FramePairs(of_kind, tokenizer, config.max_words) for of_kind in shards]
     torch.manual_seed(config.seed)
     options = replace(config.model, max_words=config.model.max_words or config.max_words)
-    model = recipe_named(config.recipe).build(options, shards[0].manifest, tokenizer)
+    model: Any = recipe_named(config.recipe).build(options, shards[0].manifest, tokenizer)
     if config.init:
         initialise(model, config.init)
     figures = _train(config, model, sources, identity)
@@ -136,7 +135,7 @@ def _train(
         state = load_checkpoint(checkpoint, model, optimizer, identity)
     metrics, figures = Metrics(config.output, state.step), dict[str, float]()
     drawn = mixed_steps([len(pairs) for pairs in sources], config.batch, config.steps, config.seed)
-    grid = vision_of(model).grid
+    grid = model.vision.grid
     progress = tqdm(enumerate(drawn), "pretraining", config.steps, unit="step")
     for number, (source, chosen) in progress:
         if number < state.step:
@@ -155,8 +154,3 @@ def _train(
     metrics.close()
     model.eval()
     return figures
-
-
-def vision_of(model: nn.Module) -> Any:
-    """The shape of a model's vision transformer."""
-    return model.shape.vision if isinstance(model, alpro.Recipe) else model.config.vision

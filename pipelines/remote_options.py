@@ -93,6 +93,7 @@ def mirrored(target: Path) -> Iterator[Path]:
             mirror.pull()
             with mirror.pushing():
                 yield mirror.home
+            print(f"{mirror.home} is copied to {remote.uri(target)}")
         finally:
             mirror.give_up_claim()
 

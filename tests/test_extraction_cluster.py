@@ -53,7 +53,7 @@ thread = threading.Thread(target=lose_one, daemon=True)
 thread.start()
 pipelines.extraction_pool.MAINTENANCE = 1.0
 extract(ExtractConfig(videos, output, encoder_from=encoder, videos_per_part=1, address=cluster.address))
-thread.join(1)
+thread.join(120)
 cluster.shutdown()
 print("lost one:", not thread.is_alive())
 """

@@ -19,11 +19,12 @@ from conftest import write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from ray.exceptions import ObjectLostError
 from tqdm import tqdm
 
 from pipelines.caption_source import CaptionSource
 from pipelines.extract import ExtractConfig, _complete, _missing
-from pipelines.extraction import EncodeJob, Extraction
+from pipelines.extraction import EncodeJob, Extraction, WriteJob
 from pipelines.extraction_plan import cut_into_parts, read_plans, videos_in_part
 from pipelines.extraction_pool import DEATHS, Answer, Job
 from pipelines.extraction_worker import ExtractionWorker, Outcome, Work, WorkerOptions
@@ -377,6 +378,7 @@ class PoolOfChance:
         self.actor = type("Actor", (), {"encode": Here(worker.encode), "write_part": Here(worker.write_part)})()
         self.queue: deque[Job] = deque()
         self.generator, self.deadly, self.lives = generator, deadly, lives
+        self.lost: set[int] = set()
 
     def has_room(self) -> bool:
         return len(self.queue) < len(self.devices) + 1
@@ -399,6 +401,9 @@ class PoolOfChance:
                 self.queue.append(job)
                 return []
             return [Answer(job, error=RuntimeError("died"), gave_up=True)]
+        if isinstance(job, WriteJob) and job.part not in self.lost and len(self.devices) > 4:
+            self.lost.add(job.part)  # with the machine that it lay on
+            return [Answer(job, error=ObjectLostError("00", "", ""))]
         return [Answer(job, job.start(self.actor).value)]
 
 
@@ -434,7 +439,7 @@ def extract_by_chance(
 
 
 @given(
-    st.lists(st.integers(-1, 45), min_size=1, max_size=14),
+    st.lists(st.just(-1) | st.integers(1, 45), min_size=1, max_size=14),
     st.integers(1, 6),
     st.integers(0, 1000),
     st.integers(1, 20),

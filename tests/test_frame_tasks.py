@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.small_recipes import CONFIG, make_alpro
 from videoclip.data.annotated_clips import AnnotatedClip
 from videoclip.data.captions import NO_CAPTIONS
 from videoclip.data.frame_shards import FrameShards, FramesRecord, encode_picture, write_frame_shards
@@ -14,12 +15,12 @@ from videoclip.data.frames import FrameBatch
 from videoclip.data.questions import OpenQuestion
 from videoclip.data.words import WordTokenizer, train_wordpiece
 from videoclip.errors import InputError
-from videoclip.evaluation.frames import answer_open_questions, retrieve_from_frames
+from videoclip.evaluation.frames import answer_open_questions, check_size, load_frame_model, retrieve_from_frames
 from videoclip.packed import Packed
 from videoclip.parts.masked_words import WordMask
 from videoclip.parts.towers import TowersShape
 from videoclip.parts.vision_transformer import VisionShape
-from videoclip.recipes import alpro
+from videoclip.recipes import alpro, videoclip
 from videoclip.training import OptimizerConfig, make_optimizer, step
 from videoclip.transformer import TransformerShape
 
@@ -86,3 +87,11 @@ def test_questions_are_answered_from_frames(coloured: FrameShards) -> None:
         answer_open_questions(model, coloured, questions)
     with pytest.raises(InputError, match="trained with answers"):
         model(FrameBatch(torch.zeros(1, 2, 32, 32, 3).byte(), Packed.of([torch.tensor([2, 3])])))
+
+
+def test_frames_of_another_size_and_models_of_tokens_are_refused(coloured: FrameShards, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the model reads 16 x 16: extract frames with --size 16"):
+        check_size(make_alpro(), coloured)
+    videoclip.Recipe(CONFIG).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="a videoclip, which reads tokens"):
+        load_frame_model(tmp_path / "model")

@@ -198,7 +198,7 @@ class Aligner:
         middle = (captions.start + captions.end).astype(np.float64) / 2
         near = self.moves.reach + float((captions.end - captions.start).max())
         curves = sentence_curves(self.model, record.tokens, texts, middle, near, seconds, self.moves.by)
-        shift = best_shifts(curves, captions, float(self.model.temperature), self.moves)
+        shift = best_shifts(curves, captions, float(self.model.temperature.detach()), self.moves)
         if self.limit is None:
             return Placed(shift, np.full(len(captions), np.inf))
         return Placed(shift, self.standing(texts, captions, row, seconds))

@@ -34,11 +34,11 @@ def load_frame_model(folder: Path) -> FusedTowers | FrozenInTime:
 
 def check_size(model: FusedTowers | FrozenInTime, shards: FrameShards) -> None:
     """Raises InputError if the shards hold frames of another size than the model's."""
-    vision = model.shape.vision if isinstance(model, FusedTowers) else model.config.vision
-    if vision.size != shards.size:
+    size = model.vision.size
+    if size != shards.size:
         raise InputError(
-            f"{shards.folder}: frames of {shards.size} x {shards.size} pixels; the model reads {vision.size} x "
-            f"{vision.size}: extract frames with --size {vision.size}"
+            f"{shards.folder}: frames of {shards.size} x {shards.size} pixels; the model reads {size} x {size}: "
+            f"extract frames with --size {size}"
         )
 
 
@@ -65,7 +65,6 @@ def retrieve_from_frames(
     sentences = [sentence for clip in known for sentence in clip.sentences]
     owners = np.repeat(np.arange(len(known)), [len(clip.sentences) for clip in known])
     ids = model.tokenizer().clip_ids(sentences, model.config.max_words)
-    matches = isinstance(model, FusedTowers) and "vtm" in model.config.losses
     if isinstance(model, FusedTowers):
         video = torch.cat([model.video_tokens(read_clips(model, shards, rows, block, sampler)) for block in blocks])
         words = model.text_states(ids)
@@ -73,12 +72,13 @@ def retrieve_from_frames(
     else:
         features = [model.video_features(read_clips(model, shards, rows, block, sampler)) for block in blocks]
         similarity = model.embed_text(ids) @ torch.cat(features).T
-    contrast = similarity.float().cpu().numpy()
-    scores = matching_matrix(model, words, video, similarity, best) if matches else contrast
+    contrast = scores = similarity.float().cpu().numpy()
+    if isinstance(model, FusedTowers) and "vtm" in model.config.losses:
+        scores = matching_matrix(model, words, video, similarity, best)
     ranks = ranks_of_columns(scores, owners)
     metrics: dict[str, Any] = retrieval_metrics(ranks, len(known))
     metrics |= {"clips": len(known), "dropped": len(clips) - len(known)}
-    if matches:
+    if scores is not contrast:
         metrics["by_contrast"] = retrieval_metrics(ranks_of_columns(contrast, owners), len(known))
     if len(sentences) == len(known):
         metrics["video_to_text"] = retrieval_metrics(ranks_of_columns(scores.T), len(known))

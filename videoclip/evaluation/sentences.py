@@ -17,7 +17,7 @@ Reading = Literal["towers", "together", "both"]
 NEAR = 96.0  # seconds around where a sentence is expected that evaluation looks at
 
 
-class ReadsTogether(Protocol):
+class ReadsTogether(TwoTowers, Protocol):
     """A model that also reads the seconds and sentences of a stretch together: the recipe `alignment`."""
 
     def read_together(self, video: Packed, text: Tensor, sentences: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:

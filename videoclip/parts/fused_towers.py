@@ -22,6 +22,7 @@ from videoclip.parts.masked_words import MaskedWordHead, WordMask
 from videoclip.parts.pixels import normalised
 from videoclip.parts.prompter import Prompter
 from videoclip.parts.towers import Towers, TowersShape
+from videoclip.parts.vision_transformer import VisionShape
 
 LOSSES = ("vtc", "vtm", "mlm", "pem")
 
@@ -181,6 +182,11 @@ class FusedTowers(FrameModel, Towers):
         return self.itm_head(first_rows(self.fused(words, clips)))
 
     # What evaluation, clustering and search ask for.
+
+    @property
+    def vision(self) -> VisionShape:
+        """The shape of what looks at frames."""
+        return self.shape.vision
 
     @property
     def training_sampler(self) -> str:

@@ -50,4 +50,9 @@ ABOUT: dict[str, About] = {
         "shards of a two-tower model of pictures",
         "no published system is exactly this",
     ),
+    "alignment": About(
+        "TAN, the temporal alignment network (Han, Xie, Zisserman, CVPR 2022)",
+        "shards of tokens with captions, times as they were spoken",
+        "towers are VideoCLIP's; labels of co-training come from the model as it is, not from its running average",
+    ),
 }

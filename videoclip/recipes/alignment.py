@@ -90,8 +90,8 @@ class Recipe(VideoCLIP):
         with torch.no_grad():
             curves = [own_curves(v @ t.T / self.temperature, video, owners) for v, t in (dual, joint)]  # (S, T)
             if self.steps >= self.config.agree_after:
-                places = [best_windows(curve, said[:, 1] - said[:, 0]) for curve in curves]
-                window, agreed = agreed_windows(said, *places, self.config.agreement)
+                one, other = (best_windows(curve, said[:, 1] - said[:, 0]) for curve in curves)
+                window, agreed = agreed_windows(said, one, other, self.config.agreement)
         positive = inside(window, video, owners)  # (N, S)
         counts = batch.rows_per_rank or rows_per_rank(len(batch))
         losses = {name: self._contrast(v, t, positive, counts) for name, (v, t) in (("dual", dual), ("joint", joint))}

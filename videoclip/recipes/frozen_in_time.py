@@ -106,6 +106,11 @@ class Recipe(FrameModel):
         self.steps_done += 1
 
     @property
+    def vision(self) -> VisionShape:
+        """The shape of what looks at frames."""
+        return self.config.vision
+
+    @property
     def frames(self) -> int:
         """How many frames clips have at present."""
         return self.config.frames_at(int(self.steps_done))

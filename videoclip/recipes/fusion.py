@@ -10,7 +10,7 @@ Negatives are drawn among the pairs of all workers, never an excluded one; the t
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ def build(options: Options, manifest: Manifest, tokenizer: WordTokenizer) -> Rec
     towers = videoclip.configuration(options, manifest, tokenizer, text_encoder)
     special = tokenizer.special_ids() if "mlm" in options.losses else {}
     own = {item.name: getattr(options, item.name) for item in fields(FusionOptions)}
-    ids = {"mask_id": special.get("[MASK]", 0), "special_ids": tuple(special.values())}
+    ids: dict[str, Any] = {"mask_id": special.get("[MASK]", 0), "special_ids": tuple(special.values())}
     model = Recipe(FusionConfig(**asdict(towers), **own, **ids))
     model.frozen.tokenizer, model.frozen.text_encoder = tokenizer, text_encoder
     return model

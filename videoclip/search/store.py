@@ -164,12 +164,12 @@ class Store:
         )
         return [Line(*row) for row in rows]
 
-    def spoken(self) -> set[int]:
+    def spoken(self) -> frozenset[int]:
         """Numbers of the videos in which anything is said."""
         rows = self.connection.execute(
             "SELECT number FROM videos WHERE EXISTS (SELECT 1 FROM lines WHERE lines.video = videos.number)"
         )
-        return {int(row[0]) for row in rows}
+        return frozenset(int(row[0]) for row in rows)
 
     def line_count(self) -> int:
         """How many lines there are in all."""
