@@ -273,8 +273,8 @@ def tables(options: argparse.Namespace) -> None:
         cells = []
         for column in columns:
             values = [table[row][column] for table in seeds if column in table[row]]
-            error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-            cells.append(f"{np.mean(values):.1f} ± {error:.1f}" if values else "")
+            error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{error}" if values else "")
         print(f"| {row} | " + " | ".join(cells) + " |")
 
 
