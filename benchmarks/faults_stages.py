@@ -180,8 +180,12 @@ def _disturb(
         return False  # over before anything happened
     except subprocess.TimeoutExpired:
         pass
+    while cluster is None and command.process.poll() is None:
+        if FAULTS[fault](command, generator):
+            return True
+        time.sleep(0.1)  # no worker has started yet
     if cluster is None:
-        return FAULTS[fault](command, generator)
+        return False
     cluster.nodes[generator.integers(len(cluster.nodes))].lose()
     cluster.add()
     return True

@@ -82,7 +82,8 @@ def _check(value: Any, kind: Any, name: str, path: Path) -> Any:
         return TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as errors:
         error = errors.errors(include_url=False)[0]
-    place = ".".join([name, *map(str, error["loc"])])
+    # Of several types that a value may have the first is told of; what pydantic calls them is no place in the file.
+    place = ".".join([name, *(part for part in map(str, error["loc"]) if "[" not in part)])
     if error["type"] == "unexpected_keyword_argument":
         known = ", ".join(item.name for item in dataclasses.fields(kind))
         raise InputError(f"{path}: unknown option {place}; known in {name} are {known}")

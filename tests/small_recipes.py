@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from videoclip.data.clips import ClipBatch
+from videoclip.data.stretches import StretchBatch
 from videoclip.data.words import WordTokenizer
 from videoclip.encoders.image import ImageEncoder
 from videoclip.model import VideoCLIP, VideoCLIPConfig
@@ -18,7 +19,7 @@ from videoclip.parts.masked_words import WordMask
 from videoclip.parts.prompter import Prompter
 from videoclip.parts.towers import TowersShape
 from videoclip.parts.vision_transformer import VisionShape
-from videoclip.recipes import alpro, frozen_in_time, margin, prompting, towers, videoclip
+from videoclip.recipes import alignment, alpro, frozen_in_time, margin, prompting, towers, videoclip
 from videoclip.recipes.fusion import FusionConfig
 from videoclip.recipes.fusion import Recipe as FusionRecipe
 from videoclip.retrieval.false_negatives import FalseNegativeConfig, pair_labels
@@ -99,12 +100,16 @@ MAKERS: dict[str, Callable[[Path, str], nn.Module]] = {
     "videoclip": lambda _, pooling: videoclip.Recipe(replace(CONFIG, pooling=pooling)),
     "margin": lambda _, pooling: margin.Recipe(replace(CONFIG, pooling=pooling)),
     "fusion": lambda _, pooling: FusionRecipe(replace(FUSION, pooling=pooling)),
+    "alignment": lambda _, pooling: alignment.Recipe(
+        alignment.AlignmentConfig(**{**vars(CONFIG), "pooling": pooling}, joint_layers=1)
+    ),
     "frozen-in-time": make_frozen_in_time,
     "alpro": make_alpro,
     "prompting": make_prompting,
     "towers": make_towers,
 }
 NAMES = tuple(MAKERS)
+PAIRED = tuple(name for name in NAMES if name != "alignment")  # trained from pairs; it is trained from stretches
 FRAMES = ("frozen-in-time", "alpro")
 
 
@@ -134,9 +139,12 @@ def share_of(batch: ClipBatch, rank: int | None) -> ClipBatch:
     return replace(share, labels=labels, rows_per_rank=counts)
 
 
-def batch_of(name: str, number: int = 0, rank: int | None = None) -> ClipBatch:
-    """The same pairs as each recipe has them in shards: rows of 8 numbers, or frames."""
+def batch_of(name: str, number: int = 0, rank: int | None = None) -> ClipBatch | StretchBatch:
+    """The same pairs as each recipe has them in shards: rows of 8 numbers, or frames; as stretches of one sentence."""
     batch = global_batch(number)
+    if name == "alignment":
+        said = torch.stack([torch.zeros(10), (batch.video_tokens.lengths / 2).ceil()], 1)
+        return StretchBatch(batch.video_tokens, batch.word_ids, (1,) * 10, said, batch.video)
     if name in FRAMES:
         generator = torch.Generator().manual_seed(number)
         rows = torch.randint(0, 256, (len(batch.video_tokens.rows), SIZE * SIZE * 3), generator=generator)
@@ -145,6 +153,6 @@ def batch_of(name: str, number: int = 0, rank: int | None = None) -> ClipBatch:
 
 
 @torch.no_grad()
-def embedded(model: nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+def embedded(model: nn.Module, batch: ClipBatch | StretchBatch) -> tuple[Tensor, Tensor]:
     """Both sides of a batch."""
     return model.embed_video(batch.video_tokens), model.embed_text(batch.word_ids)

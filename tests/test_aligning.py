@@ -52,8 +52,8 @@ def small(shards: Shards, **options: object) -> alignment.Recipe:
         "dropout": 0.0,
     }
     torch.manual_seed(0)
-    options = alignment.Options(**{"max_words": 8, **chosen, **options})  # type: ignore[arg-type]
-    return alignment.build(options, shards.manifest, tokenizer_of(shards))
+    own = alignment.Options(**{**chosen, **options})  # type: ignore[arg-type]
+    return alignment.build(own, shards.manifest, tokenizer_of(shards))
 
 
 # --- Stretches --------------------------------------------------------------------------------------------------------

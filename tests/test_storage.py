@@ -274,7 +274,7 @@ def test_lists_and_tars_in_a_store_name_what_is_there(store: Proxy, tmp_path: Pa
     remote.upload(tmp_path / "00000.tar", HOME / "cc3m" / "00000.tar")
     remote.upload(video, HOME / "webvid" / "p_1" / "7.mp4")
     remote.upload(tmp_path / "webvid.csv", HOME / "webvid" / "webvid.csv")
-    encoder = Pixels(8)
+    encoder = Pixels(32)
 
     def tokens(row: ListedVideo) -> np.ndarray:
         return encoder.encode_all(clips_of(row, encoder))

@@ -7,7 +7,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.small_recipes import NAMES, batch_of, make, write_clip
+from tests.small_recipes import NAMES, PAIRED, batch_of, make, write_clip
 from videoclip.gather import gather, gather_with_gradient
 from videoclip.recipes import RECIPES, recipe_named
 from videoclip.training import step
@@ -33,7 +33,7 @@ def _worker(rank: int, folder: str) -> None:
     own = torch.full((1 + rank, 1), float(rank))
     for gathered in (gather(own), gather_with_gradient(own)):  # whose counts they ask the workers for themselves
         assert gathered.tolist() == [[0.0], [1.0], [1.0]]
-    for name in NAMES:
+    for name in PAIRED:
         torch.save(train(name, rank, Path(folder)), f"{folder}/{name}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -48,7 +48,7 @@ def of_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe_name", NAMES)
+@pytest.mark.parametrize("recipe_name", PAIRED)
 def test_two_workers_with_unequal_shares_update_as_one_does(recipe_name: str, of_workers: Path) -> None:
     """Negatives of all workers, exclusions, the learned temperature and clipping included; and, where a recipe has
     them, the negatives that matching draws, the words that are hidden, frames, crops, soft labels and the penalty."""

@@ -14,11 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from videoclip.data.video import FrameFormat, clips_of_seconds, decode_seconds, reach
-from videoclip.encoders.decoders import Decode
+
+if TYPE_CHECKING:
+    from videoclip.encoders.decoders import Decode
 
 STRETCH = 960  # seconds; a multiple of the sizes of batches, so that a CPU computes the same batches as without cuts
 
