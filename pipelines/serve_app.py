@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from pipelines.serve_guard import Guard
 from videoclip.errors import InputError
+from videoclip.retrieval.index import load_faiss
 from videoclip.search.answers import Answer
 from videoclip.search.archive import Archive
 from videoclip.search.media import PICTURE_WIDTH, picture, playback, remuxed
@@ -36,7 +37,7 @@ class Batches:
         self.archive = archive
         self.sizes: list[int] = []  # of the latest batches, for whoever wants to know
         self._waiting: asyncio.Queue[tuple[Request, asyncio.Future[list[Answer]]]] = asyncio.Queue()
-        self._pool = ThreadPoolExecutor(SEARCHERS, "search")
+        self._pool = ThreadPoolExecutor(SEARCHERS, "search", initializer=_search_alone)
 
     async def search(self, request: Request) -> list[Answer]:
         """Answer one request, together with others."""
@@ -67,6 +68,11 @@ class Batches:
     def close(self) -> None:
         """Let the threads go."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _search_alone() -> None:
+    """Faiss takes one thread for each that searches: the cores are shared out among visitors, not within a query."""
+    load_faiss().omp_set_num_threads(1)
 
 
 def make_app(archive: Archive, loopback: bool = True, token: str = "") -> FastAPI:

@@ -170,7 +170,7 @@ class WindowIndex:
         return numbers[order], scores[order]
 
     def tune(self, vectors: Vectors, texts: np.ndarray | None) -> None:
-        """Double the number of probed lists until questions find ten windows with recall 0.95; note the recall.
+        """Probe as few lists as questions need to find ten windows with recall 0.95, to an eighth; note the recall.
 
         Questions are made of what is said in the archive, `texts` [Q, H]. The truth is exact search over the stored
         vectors.
@@ -181,15 +181,21 @@ class WindowIndex:
             return
         queries = _questions(texts) if texts is not None and len(texts) else _some_windows(vectors)
         truth = exact_search(queries, vectors, RECALL_AT)
-        probes = 1
-        while True:
-            lists.nprobe = probes
-            found = self.search(queries, RECALL_AT, vectors)
-            self.recall = float(np.mean([len(np.intersect1d(a, b[0])) / len(a) for a, b in zip(truth, found)]))
-            if self.recall >= RECALL or probes >= lists.nlist:
-                break
-            probes = min(2 * probes, lists.nlist)
+        low, probes = 0, 1  # too few, and perhaps enough
+        while self._recall_with(probes, queries, truth, vectors) < RECALL and probes < lists.nlist:
+            low, probes = probes, min(2 * probes, lists.nlist)
+        while probes - low > max(1, probes // 8):  # every list costs each query
+            middle = (low + probes) // 2
+            enough = self._recall_with(middle, queries, truth, vectors) >= RECALL
+            low, probes = (low, middle) if enough else (middle, probes)
+        self.recall = self._recall_with(probes, queries, truth, vectors)
         logging.getLogger(__name__).info("%s: %d of %d lists probed", self.factory, probes, lists.nlist)
+
+    def _recall_with(self, probes: int, queries: np.ndarray, truth: np.ndarray, vectors: Vectors) -> float:
+        """What share of `truth` [Q, RECALL_AT] is found with so many lists, which stay set."""
+        self._lists().nprobe = probes
+        found = self.search(queries, RECALL_AT, vectors)
+        return float(np.mean([len(np.intersect1d(a, b[0])) / len(a) for a, b in zip(truth, found)]))
 
     def described(self, by: str) -> str:
         """One line: kind, probed lists, and the recall that was measured, `by` texts or windows."""

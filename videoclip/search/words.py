@@ -16,7 +16,7 @@ from videoclip.search.store import TOKENIZER, Line
 
 MAX_TERMS = 24
 STEMS_KEPT = 65_536
-WINDOWS_RANKED = 10_000  # bm25 scores about two windows a microsecond
+WINDOWS_RANKED = 5_000  # bm25 scores about two windows a microsecond
 FREQUENT = 1000  # words of fewer windows need no count
 # Scripts written without spaces: each sign is a word of its own, and what is asked for is a phrase of them.
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
