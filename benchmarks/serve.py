@@ -46,7 +46,7 @@ CLIENTS, QUERIES_A_CLIENT = 8, 60
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", type=int, default=1_000_000)
-    parser.add_argument("--pause", type=float, default=0.25, help="seconds a client waits after an answer")
+    parser.add_argument("--pause", type=float, default=0.25, help="mean seconds before a client asks again")
     parser.add_argument("--folder", type=Path, help="where the archive is made, and kept; else a temporary folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -176,7 +176,7 @@ def visit(folder: Path, lines: list[str], pause: float) -> None:
         ask(port, questions(lines, 20, seed=99), 0.0, [])  # files are read into the system's cache
         waits: list[float] = []
         threads = [
-            threading.Thread(target=ask, args=(port, questions(lines, QUERIES_A_CLIENT, seed=i), pause, waits))
+            threading.Thread(target=ask, args=(port, questions(lines, QUERIES_A_CLIENT, seed=i), pause, waits, i))
             for i in range(CLIENTS)
         ]
         start = time.perf_counter()
@@ -186,7 +186,7 @@ def visit(folder: Path, lines: list[str], pause: float) -> None:
             thread.join()
         rate = len(waits) / (time.perf_counter() - start)
         p50, p99 = np.percentile(waits, [50, 99]) * 1000
-        how = f"asking again {pause:g} s after an answer" if pause else "asking again at once"
+        how = f"asking again {pause:g} s after an answer on average" if pause else "asking again at once"
         print(f"{CLIENTS} clients {how}: {rate:.0f} queries a second, p50 {p50:.0f} ms, p99 {p99:.0f} ms")
         status = Path(f"/proc/{server.pid}/status").read_text()
         sizes = {row.split(":")[0]: int(row.split()[1]) / 2**20 for row in status.splitlines() if "kB" in row}
@@ -196,16 +196,17 @@ def visit(folder: Path, lines: list[str], pause: float) -> None:
         server.wait()
 
 
-def ask(port: int, queries: list[str], pause: float, waits: list[float]) -> None:
-    """One client: one connection, one query after the other."""
+def ask(port: int, queries: list[str], pause: float, waits: list[float], seed: int = 0) -> None:
+    """One client: one connection, one query after the other, at moments of its own: people do not ask in step."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    for query in queries:
+    pauses = np.random.default_rng([6, seed]).exponential(pause, len(queries))
+    for query, before in zip(queries, pauses.tolist()):
+        time.sleep(before)
         start = time.perf_counter()
         connection.request("GET", f"/api/search?{urlencode({'q': query, 'count': 10})}")
         answers = json.loads(connection.getresponse().read())["answers"]
         waits.append(time.perf_counter() - start)
         assert answers
-        time.sleep(pause)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from videoclip.search.store import Video
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
-AT_ONCE = 32  # queries that are embedded and searched together
+AT_ONCE = 4  # queries that are embedded and searched together; all wait for the last of them
 SEARCHERS = 2  # threads; numbers are crunched outside Python's lock, so that two help on two cores
 PICTURES_KEPT = 1024
 Seconds = Annotated[float, Query(ge=0, le=1e6, allow_inf_nan=False)]
