@@ -75,7 +75,7 @@ def _curves_read_together(
         read = np.flatnonzero((expected >= a - reach) & (expected < a + length + reach))
         if not len(read):
             continue
-        video, sentences = Packed.of([torch.from_numpy(tokens[a : a + length])]), torch.from_numpy(texts[read])
+        video, sentences = Packed.of([torch.tensor(tokens[a : a + length])]), torch.from_numpy(texts[read])
         (shown, said), _ = model.read_together(video, sentences, torch.tensor([len(read)]))
         total[read, a : a + length] += (said @ shown.T).float().cpu().numpy()
         times[read, a : a + length] += 1
