@@ -182,13 +182,18 @@ class WindowIndex:
         queries = _questions(texts) if texts is not None and len(texts) else _some_windows(vectors)
         truth = exact_search(queries, vectors, RECALL_AT)
         low, probes = 0, 1  # too few, and perhaps enough
-        while self._recall_with(probes, queries, truth, vectors) < RECALL and probes < lists.nlist:
-            low, probes = probes, min(2 * probes, lists.nlist)
-        while probes - low > max(1, probes // 8):  # every list costs each query
-            middle = (low + probes) // 2
-            enough = self._recall_with(middle, queries, truth, vectors) >= RECALL
-            low, probes = (low, middle) if enough else (middle, probes)
         self.recall = self._recall_with(probes, queries, truth, vectors)
+        while self.recall < RECALL and probes < lists.nlist:
+            low, probes = probes, min(2 * probes, lists.nlist)
+            self.recall = self._recall_with(probes, queries, truth, vectors)
+        while self.recall >= RECALL and probes - low > max(1, probes // 8):  # every list costs each query
+            middle = (low + probes) // 2
+            recall = self._recall_with(middle, queries, truth, vectors)
+            if recall >= RECALL:
+                probes, self.recall = middle, recall
+            else:
+                low = middle
+        lists.nprobe = probes
         logging.getLogger(__name__).info("%s: %d of %d lists probed", self.factory, probes, lists.nlist)
 
     def _recall_with(self, probes: int, queries: np.ndarray, truth: np.ndarray, vectors: Vectors) -> float:
