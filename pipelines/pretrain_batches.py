@@ -112,7 +112,7 @@ class Clusterings:
             topics = [topics[place] for place in np.searchsorted(self.rows, rows)]
         arguments = rows, shares, self._path(epoch), self.plan.options, seed, topics, drawn, self.plan.mixed
         cluster_to_file(self.sampler.shards, self.output, *arguments)
-        for share in self.folder.glob(f"embeddings-{epoch:04d}-*.npy"):  # of other numbers of workers, that were killed
+        for share in self.folder.glob(f"embeddings-{epoch:04d}-*.npy"):  # also of another number of workers
             share.unlink()
 
     def _drawn(self, epoch: int) -> tuple[list[Drawn] | None, np.ndarray]:
@@ -206,7 +206,7 @@ def cluster_to_file(
     drawn: Sequence[Drawn] | None = None,
     mixed: bool = False,
 ) -> None:
-    """Cluster the embeddings in the files `shares`, of the videos at `rows`, into `path`; the shares are removed then.
+    """Cluster the embeddings in the files `shares`, of the videos at `rows`, into `path`.
 
     `drawn` says what each of several sources gives, `mixed` whether batches have videos of all.
     Videos whose embedding is not finite go to the quarantine list of `output` and are left out of these batches.
@@ -223,8 +223,6 @@ def cluster_to_file(
             quarantine.add(video_ids[row], "its embedding is not finite, so it was left out of clustered batches")
         quarantine.save()
     clustering.save(path)
-    for share in shares:
-        share.unlink(missing_ok=True)
 
 
 def topics_of(path: Path | None, shards: Shards, rows: np.ndarray) -> list[str | None] | None:
